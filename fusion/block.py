@@ -1,0 +1,210 @@
+"""The fusion block: tokens of any modalities, refined together with their shared context.
+
+Shapes: B batch, N tokens, D width, H heads, K slots, d width of a head (D / H by default).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusion.accom import Accom, Mixing, SlotAccom
+from fusion.assim import AnchoredAssim, Assim, Update
+from fusion.layers import MLP
+from fusion.phase import rotate
+from fusion.solver import FixedPointSolver, SolverStats
+
+# Also bounds the slope of the norms at a zero token, by 1/sqrt(EPS).
+EPS = 1e-6
+
+
+class FusionOutput(NamedTuple):
+    """What a block returns.
+
+    Attributes:
+        values: (B, N, D) refined tokens; those that are not real are the input.
+        context: (B, K, D) the slots of all heads, brought to the width of the tokens by the
+            transpose of the anchor projection; 0 for a sample without tokens.
+        stats: what the iteration did, per sample.
+    """
+
+    values: Tensor
+    context: Tensor
+    stats: SolverStats
+
+
+@final
+@dataclass(frozen=True)
+class Choice:
+    """All that is chosen from an input before the iteration.
+
+    Attributes:
+        anchors: (B, H, N, d) projected tokens, rotated by position; 0 where not real.
+        mask: (B, N) bool, True = real token.
+        position: (B, N, 3), or None.
+        update: the chosen Assim map.
+        mixing: the chosen Accom weights.
+    """
+
+    anchors: Tensor
+    mask: Tensor
+    position: Tensor | None
+    update: Update
+    mixing: Mixing
+
+    def step(self, latents: Tensor) -> Tensor:
+        """One round of Accom and Assim: latents (B, H, N, d) -> latents."""
+        return self.update(latents, self.mixing.gather(latents), self.mixing.read)
+
+
+@final
+class FusionBlock(nn.Module):
+    """Norm, anchors, choose, solve, projection, residual, MLP.
+
+    The block maps x to `evaluate(choose(x), x)`: weights and strengths are chosen once, then a
+    map with constant parameters is iterated to its fixed point. Both residual branches start at
+    zero, so a new block returns its input, beside the context and the statistics of the real
+    iteration.
+
+    Args:
+        dim: D, a multiple of twice `num_heads` (channels are complex).
+        num_heads: H.
+        num_slots: K.
+        assim: makes the Assim from (dim_head, num_heads).
+        accom: makes the Accom from (dim_head, num_heads, num_slots).
+        solver: the iteration.
+        dim_head: d, even; None is D / H. A round costs in proportion to H d.
+        hidden: width of the MLP; None is 4 D.
+
+    Raises:
+        ValueError: if `dim` does not divide into complex heads.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 4,
+        num_slots: int = 16,
+        assim: Callable[[int, int], Assim] = AnchoredAssim,
+        accom: Callable[[int, int, int], Accom] = SlotAccom,
+        solver: FixedPointSolver = FixedPointSolver(),
+        dim_head: int | None = None,
+        hidden: int | None = None,
+    ) -> None:
+        super().__init__()
+        if min(dim, num_heads, num_slots) < 1 or (dim_head is None and dim % (2 * num_heads)):
+            raise ValueError(
+                f"Got dim={dim}, num_heads={num_heads}, num_slots={num_slots}; all must be "
+                "positive and dim a multiple of 2 * num_heads, or dim_head given."
+            )
+        dim_head = dim // num_heads if dim_head is None else dim_head
+        inner = num_heads * dim_head
+        self.dim = dim
+        self.num_heads = num_heads
+        self.solver = solver
+        self.norm = nn.RMSNorm(dim, eps=EPS)
+        self.anchor = nn.Linear(dim, inner, bias=False)
+        self.gain = nn.Parameter(torch.ones(num_heads))
+        self.assim = assim(dim_head, num_heads)
+        self.accom = accom(dim_head, num_heads, num_slots)
+        self.out = nn.Linear(inner, dim, bias=False)
+        nn.init.zeros_(self.out.weight)
+        self.mlp_norm = nn.RMSNorm(dim, eps=EPS)
+        self.mlp = MLP(dim, hidden or 4 * dim)
+
+    def forward(self, values: Tensor, mask: Tensor, position: Tensor | None = None) -> FusionOutput:
+        """Fuses the tokens of each sample.
+
+        Args:
+            values: (B, N, D) tokens of any modalities, of the dtype of the parameters (any
+                floating dtype under autocast).
+            mask: (B, N) bool, True = real token. What the others hold changes nothing, and they
+                are returned as they came.
+            position: (B, N, 3): seconds, row, column. None is the same as all zero.
+
+        Returns:
+            Refined tokens, context and statistics.
+
+        Raises:
+            ValueError: if a shape or dtype is not as above, or the solver's tol is below what
+                the dtype can resolve.
+        """
+        return self.evaluate(self.choose(values, mask, position), values)
+
+    def choose(self, values: Tensor, mask: Tensor, position: Tensor | None = None) -> Choice:
+        """Chooses all that the iteration needs; arguments and errors as in `forward`."""
+        self._check(values, mask, position)
+        projected = self.anchor(self.norm(self._clean(values, mask)))
+        with torch.autocast(values.device.type, enabled=False):
+            heads = self._split(projected.to(self.gain.dtype))
+            scale = self.gain / heads.shape[-1] ** 0.5
+            anchors = F.rms_norm(heads, heads.shape[-1:], eps=EPS) * scale[:, None, None]
+            if position is not None:
+                position = torch.where(mask.unsqueeze(-1), position, 0)
+                anchors = rotate(anchors, position)
+            update = self.assim(anchors, mask)
+            return Choice(anchors, mask, position, update, self.accom(anchors, mask))
+
+    def evaluate(self, choice: Choice, values: Tensor) -> FusionOutput:
+        """Iterates the chosen map and adds what it found to the tokens.
+
+        Args:
+            choice: from `choose`.
+            values: (B, N, D) the tokens it was chosen for.
+
+        Returns:
+            As `forward`.
+        """
+        with torch.autocast(values.device.type, enabled=False):
+            latents, stats = self.solver(
+                choice.step, choice.anchors, choice.mask, q=choice.update.q
+            )
+            context = choice.mixing.gather(latents)
+            if choice.position is not None:
+                latents = rotate(latents, choice.position, sign=-1)
+        refined = self._clean(values, choice.mask)
+        refined = refined + self.out(_merge(latents)).to(refined.dtype)
+        refined = refined + self.mlp(self.mlp_norm(refined)).to(refined.dtype)
+        refined = torch.where(choice.mask.unsqueeze(-1), refined.to(values.dtype), values)
+        return FusionOutput(refined, _merge(context) @ self.anchor.weight, stats)
+
+    def _clean(self, values: Tensor, mask: Tensor) -> Tensor:
+        """The real tokens in the parameters' dtype; 0 elsewhere, whatever was there."""
+        return torch.where(mask.unsqueeze(-1), values, 0).to(self.gain.dtype)
+
+    def _split(self, values: Tensor) -> Tensor:
+        """(B, N, H d) -> (B, H, N, d)."""
+        return values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _check(self, values: Tensor, mask: Tensor, position: Tensor | None) -> None:
+        shape = tuple(values.shape)
+        if len(shape) != 3 or shape[2] != self.dim or shape[1] == 0:
+            raise ValueError(
+                f"Got values of shape {shape}; give (B, N, {self.dim}) with N >= 1 (a sample "
+                "without tokens is an all-False row of the mask)."
+            )
+        dtype = self.gain.dtype
+        autocast = torch.is_autocast_enabled(values.device.type)
+        if not values.is_floating_point() or (values.dtype != dtype and not autocast):
+            raise ValueError(
+                f"Got values of {values.dtype} for a block of {dtype}; convert either, or run "
+                "under torch.autocast."
+            )
+        if mask.dtype != torch.bool or tuple(mask.shape) != shape[:2]:
+            raise ValueError(
+                f"Got a mask of {mask.dtype} and shape {tuple(mask.shape)}; give torch.bool of "
+                f"shape {shape[:2]}, True = real token."
+            )
+        if position is not None and tuple(position.shape) != (*shape[:2], 3):
+            raise ValueError(
+                f"Got position of shape {tuple(position.shape)}; give {(*shape[:2], 3)}: seconds, "
+                "row, column of every token."
+            )
+
+
+def _merge(heads: Tensor) -> Tensor:
+    """(B, H, N, d) -> (B, N, H d)."""
+    return heads.transpose(1, 2).flatten(2)

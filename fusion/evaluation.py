@@ -1,0 +1,175 @@
+"""Retrieval of a model in every direction, with the linear baseline and a shuffled control.
+
+Shapes: S samples, D width.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fusion.alignment import paired_means, ridge_regression
+from fusion.metrics import RetrievalScores, retrieval_scores, shuffled_scores
+from fusion.model import FusionModel
+from fusion.solver import SolverStats
+from fusion.subsets import Direction, all_directions
+
+
+class Embedded(NamedTuple):
+    """Embeddings of one subset of modalities for a whole set of samples.
+
+    Attributes:
+        rows: (S, D) unit rows.
+        present: (S,) bool: the sample has every modality of the subset.
+        stats: of the first fusion block, per sample.
+    """
+
+    rows: Tensor
+    present: Tensor
+    stats: SolverStats
+
+
+@torch.no_grad()
+def embed_subsets(
+    model: FusionModel, batches: Iterable[Mapping[str, Any]], subsets: Sequence[tuple[str, ...]]
+) -> tuple[dict[tuple[str, ...], Embedded], Tensor]:
+    """Embeds samples by several subsets of their modalities, in eval mode.
+
+    Args:
+        model: the model.
+        batches: see `fusion.model.Batch`, with `group_id` (B,).
+        subsets: the subsets.
+
+    Returns:
+        Subset to its embeddings, and the group_id (S,) of the samples.
+    """
+    training = model.training
+    model.eval()
+    parts: dict[tuple[str, ...], list[Embedded]] = {subset: [] for subset in subsets}
+    groups = []
+    for batch in batches:
+        groups.append(batch["group_id"])
+        tokens = model.encode(batch, [m for m in model.modalities if m in batch["inputs"]])
+        for subset in subsets:
+            if set(subset) <= set(tokens):
+                fused = model.fuse({name: tokens[name] for name in subset})
+                present = torch.stack([tokens[name].mask.any(1) for name in subset]).all(0)
+                parts[subset].append(Embedded(model.pool(fused), present, fused.stats[0]))
+            else:
+                parts[subset].append(_absent(batch, model.dim))
+    model.train(training)
+    return {subset: _join(embedded) for subset, embedded in parts.items()}, torch.cat(groups)
+
+
+def score_directions(
+    embedded: Mapping[tuple[str, ...], Embedded],
+    groups: Tensor,
+    directions: Sequence[Direction],
+    generator: torch.Generator | None = None,
+) -> dict[str, RetrievalScores]:
+    """Recall of each direction; every sample that has the modalities is one query or target.
+
+    Args:
+        embedded: from `embed_subsets`.
+        groups: (S,) equal ids are positives.
+        directions: those to score; one without a single query and target is left out.
+        generator: given, pairs are shuffled with it: the control that must sit at chance.
+    """
+    scores = {}
+    for direction in directions:
+        query, target = embedded[direction.query], embedded[direction.target]
+        # A query whose group no target carries cannot be answered: it is not one.
+        asked = query.present & torch.isin(groups, groups[target.present])
+        if not asked.any():
+            continue
+        positives = groups[asked][:, None] == groups[target.present][None, :]
+        rows = query.rows[asked], target.rows[target.present]
+        if generator is None:
+            scores[str(direction)] = retrieval_scores(*rows, positives)
+        else:
+            scores[str(direction)] = shuffled_scores(*rows, positives, generator)
+    return scores
+
+
+class LinearBaseline:
+    """Ridge regression from the unit mean tokens of one modality to those of another.
+
+    Both frozen encoders' outputs are used as they are, so nothing is learned but the closed-form
+    map: what a trained model has to beat.
+
+    Args:
+        source: modality that is mapped, such as "image".
+        target: modality it is mapped to, such as "text".
+        strength: of the ridge penalty.
+    """
+
+    def __init__(self, source: str, target: str, strength: float = 1.0) -> None:
+        self.source, self.target, self.strength = source, target, strength
+
+    def score(
+        self, train: Iterable[Mapping[str, Any]], held_out: Iterable[Mapping[str, Any]]
+    ) -> dict[str, RetrievalScores]:
+        """Fits on training batches of cached tokens, scores both directions on held-out ones."""
+        source, target, weight = paired_means(train, self.source, self.target)
+        fitted = ridge_regression(source, target, weight / weight.max(), self.strength)
+        held_out = list(held_out)
+        source, target, _ = paired_means(held_out, self.source, self.target)
+        groups = torch.cat(
+            [b["group_id"][_both(b["masks"], self.source, self.target)] for b in held_out]
+        )
+        rows = F.normalize(fitted(source), dim=-1), F.normalize(target - fitted.target_mean, dim=-1)
+        positives = groups[:, None] == groups[None, :]
+        return {
+            f"{self.source}->{self.target}": retrieval_scores(*rows, positives),
+            f"{self.target}->{self.source}": retrieval_scores(*rows[::-1], positives),
+        }
+
+
+def needed_subsets(directions: Sequence[Direction]) -> list[tuple[str, ...]]:
+    """The distinct subsets that the directions ask for, in order."""
+    return list(dict.fromkeys(subset for direction in directions for subset in direction))
+
+
+def evaluate(
+    model: FusionModel,
+    batches: Callable[[], Iterable[Mapping[str, Any]]],
+    generator: torch.Generator | None = None,
+) -> dict[str, RetrievalScores]:
+    """Recall of every direction of single modalities, and of pairs against the third."""
+    directions = all_directions(model.modalities)
+    embedded, groups = embed_subsets(model, batches(), needed_subsets(directions))
+    return score_directions(embedded, groups, directions, generator)
+
+
+def _both(masks: Mapping[str, Tensor], first: str, second: str) -> Tensor:
+    return masks[first].any(1) & masks[second].any(1)
+
+
+def _absent(batch: Mapping[str, Any], dim: int) -> Embedded:
+    num = len(batch["group_id"])
+    zeros, no = torch.zeros(num), torch.zeros(num, dtype=torch.bool)
+    stats = SolverStats(zeros.long(), zeros, ~no, zeros, zeros, zeros.unsqueeze(0))
+    return Embedded(torch.zeros(num, dim), no, stats)
+
+
+def _join(parts: Sequence[Embedded]) -> Embedded:
+    longest = max(len(part.stats.trace) for part in parts)
+    stats = [
+        # A batch that stopped earlier repeats its last residual, as a sample within a batch does.
+        part.stats._replace(
+            trace=torch.cat(
+                [part.stats.trace, part.stats.trace[-1:].expand(longest - len(part.stats.trace), -1)]
+            )
+        )
+        for part in parts
+    ]
+    joined = SolverStats(
+        *(torch.cat(columns, dim=-1) for columns in zip(*stats, strict=True))
+    )
+    return Embedded(
+        torch.cat([part.rows for part in parts]),
+        torch.cat([part.present for part in parts]),
+        joined,
+    )

@@ -1,0 +1,68 @@
+"""Small layers that respect the mask (True = real) and never make a NaN out of an empty row.
+
+Shapes: N tokens, D width; leading dimensions are free.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+
+@final
+class MLP(nn.Module):
+    """Two linear layers with a GELU between; the last starts at zero, so a residual MLP starts
+    as the identity.
+
+    Args:
+        dim: width of the input.
+        hidden: width between the layers.
+        dim_out: width of the output; None is that of the input.
+        dropout: share of hidden units dropped in training.
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, dim_out: int | None = None, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, hidden)
+        self.activation = nn.GELU()
+        self.dropout = nn.Dropout(dropout)
+        self.shrink = nn.Linear(hidden, dim_out or dim)
+        nn.init.zeros_(self.shrink.weight)
+        nn.init.zeros_(self.shrink.bias)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Maps (..., dim) to (..., dim_out)."""
+        return self.shrink(self.dropout(self.activation(self.expand(values))))
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real tokens, 0 where there is none.
+
+    Args:
+        values: (..., N, D).
+        mask: (..., N) bool, broadcastable to the leading dimensions of `values`.
+
+    Returns:
+        (..., D).
+    """
+    real = mask.unsqueeze(-1)
+    total = torch.where(real, values, 0).sum(dim=-2)
+    return total / real.sum(dim=-2).clamp(min=1)
+
+
+def masked_softmax(logits: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
+    """Softmax over the entries where `mask` is True; 0 elsewhere, also along empty lines.
+
+    Args:
+        logits: any shape; entries outside the mask may hold anything, NaN included.
+        mask: bool, broadcastable to `logits`.
+        dim: dimension to normalise over.
+
+    Returns:
+        Weights of the shape of `logits`, summing to 1 along `dim` wherever an entry is real.
+    """
+    # The lowest finite number, not -inf: an all-False line then stays free of NaN.
+    lowest = torch.finfo(logits.dtype).min
+    return logits.masked_fill(~mask, lowest).softmax(dim=dim).masked_fill(~mask, 0)

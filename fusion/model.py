@@ -1,0 +1,174 @@
+"""Encoders, projections and fusion blocks as one model that embeds any subset of modalities.
+
+Shapes: B batch, N tokens, D width, M modalities.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from encoders.base import Encoder, EncoderOutput
+from fusion.block import FusionBlock
+from fusion.layers import masked_mean
+from fusion.projection import Projection
+from fusion.solver import FixedPointSolver, SolverStats
+from fusion.tokens import Tokens, concat, select
+
+FUSED_TOGETHER = 256  # samples of one fusion pass
+
+Batch = Mapping[str, Any]
+"""Has `inputs` {modality: (B, L, ...)}, `masks` {modality: (B, L) bool, True = real} and
+`positions` {modality: (B, L, 3)} for those modalities whose inputs are encoder tokens already."""
+
+
+class Fused(NamedTuple):
+    """A fused subset of modalities.
+
+    Attributes:
+        tokens: the refined tokens of all its modalities.
+        context: (B, K, D) slots of the last block.
+        stats: of every block, first to last.
+    """
+
+    tokens: Tokens
+    context: Tensor
+    stats: tuple[SolverStats, ...]
+
+
+@final
+class FusionModel(nn.Module):
+    """Encodes modalities, projects them to one width and fuses any subset of them.
+
+    Encoders run once per modality, fusion once per subset: an embedding of {image, audio} has
+    never seen the text it is matched with.
+
+    Args:
+        encoders: name of each modality to its encoder.
+        dim: D.
+        num_blocks: fusion blocks, one after the other.
+        num_heads: heads of a block.
+        num_slots: context slots of a block.
+        dim_head: width of a head.
+        hidden: width of the projections' residual MLPs.
+        dropout: share of their hidden units dropped in training.
+        solver: iteration of every block.
+
+    Raises:
+        ValueError: if there is no encoder or no block.
+    """
+
+    def __init__(
+        self,
+        encoders: dict[str, Encoder],
+        dim: int = 256,
+        num_blocks: int = 1,
+        num_heads: int = 4,
+        num_slots: int = 16,
+        dim_head: int = 32,
+        hidden: int = 1024,
+        dropout: float = 0.1,
+        solver: FixedPointSolver = FixedPointSolver(),
+    ) -> None:
+        super().__init__()
+        if not encoders or num_blocks < 1:
+            raise ValueError(
+                f"Got {len(encoders)} encoders and {num_blocks} blocks; give at least one of each."
+            )
+        self.dim = dim
+        self.encoders = nn.ModuleDict(encoders)
+        self.projections = nn.ModuleDict(
+            {name: Projection(e.dim, dim, hidden, dropout) for name, e in encoders.items()}
+        )
+        self.blocks = nn.ModuleList(
+            FusionBlock(dim, num_heads, num_slots, solver=solver, dim_head=dim_head, hidden=dim)
+            for _ in range(num_blocks)
+        )
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities."""
+        return tuple(self.encoders)
+
+    def encode(self, batch: Batch, modalities: Sequence[str]) -> dict[str, Tokens]:
+        """Encodes and projects some modalities of a batch.
+
+        Args:
+            batch: see `Batch`.
+            modalities: those to encode; all must be in the batch.
+
+        Returns:
+            Modality to tokens of width D.
+
+        Raises:
+            ValueError: if a modality is unknown or not in the batch.
+        """
+        return {name: self._encode_one(batch, name) for name in modalities}
+
+    def _encode_one(self, batch: Batch, name: str) -> Tokens:
+        if name not in self.encoders or name not in batch["inputs"]:
+            raise ValueError(
+                f"Got modality {name!r}; this model has {', '.join(self.modalities)} and this "
+                f"batch {', '.join(batch['inputs']) or 'none'}."
+            )
+        values, mask = batch["inputs"][name], batch["masks"][name]
+        if name in batch["positions"]:
+            position = batch["positions"][name]
+        else:
+            values, mask, position = self._run_encoder(name, values, mask)
+        latents = self.projections[name](values, mask)
+        index = torch.full(mask.shape[1:], self.modalities.index(name), device=mask.device)
+        return Tokens(latents, mask, position, index)
+
+    def _run_encoder(self, name: str, values: Tensor, mask: Tensor) -> EncoderOutput:
+        """Runs an encoder on the samples that have its modality; the others cost nothing."""
+        present = mask.any(dim=1)
+        if present.all() or not present.any():
+            return self.encoders[name](values, mask)
+        part = self.encoders[name](values[present], mask[present])
+        whole = (torch.zeros(len(mask), *column.shape[1:]).to(column) for column in part)
+        return EncoderOutput(
+            *(w.index_put((present,), p) for w, p in zip(whole, part, strict=True))
+        )
+
+    def fuse(self, tokens: Mapping[str, Tokens]) -> Fused:
+        """Fuses encoded modalities; samples may lack any of them (all-False rows of its mask)."""
+        joined = concat(list(tokens.values()))
+        values, mask = joined.values, joined.mask
+        stats, context = [], values.new_zeros(len(mask), 0, self.dim)
+        for block in self.blocks:
+            values, context, block_stats = block(values, mask, joined.position)
+            stats.append(block_stats)
+        return Fused(joined._replace(values=values), context, tuple(stats))
+
+    def pool(self, fused: Fused) -> Tensor:
+        """Unit embeddings (B, D): each present modality has one vote, the unit mean of its tokens.
+
+        A sample without any real token gets zeros.
+        """
+        votes = torch.zeros_like(fused.tokens.values[:, 0])
+        for index in fused.tokens.modality.unique():
+            real = fused.tokens.mask & (fused.tokens.modality == index)
+            mean = masked_mean(fused.tokens.values, real)
+            votes = votes + F.normalize(mean, dim=-1, eps=1e-6)
+        return F.normalize(votes, dim=-1, eps=1e-6)
+
+    def embed(self, batch: Batch, modalities: Sequence[str] | None = None) -> Tensor:
+        """Unit embeddings (B, D) of a subset of modalities; None is all that the batch has."""
+        names = modalities or [name for name in self.modalities if name in batch["inputs"]]
+        return self.embed_tokens(self.encode(batch, names))
+
+    def embed_tokens(self, tokens: Mapping[str, Tokens]) -> Tensor:
+        """Unit embeddings (B, D) of encoded modalities.
+
+        Samples of like length are fused together, since padding costs as much as tokens.
+        """
+        lengths = torch.stack([part.mask.sum(dim=1) for part in tokens.values()]).sum(dim=0)
+        order = lengths.argsort()
+        rows = [
+            self.pool(self.fuse({name: select(part, some) for name, part in tokens.items()}))
+            for some in order.split(FUSED_TOGETHER)
+        ]
+        return torch.cat(rows)[order.argsort()]

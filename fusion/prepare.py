@@ -1,0 +1,75 @@
+"""Raw samples to what the model takes: tokens for frozen encoders, transformed input for others."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from encoders.base import Encoder
+from encoders.cache import TokenCache
+
+
+class RawSample(Protocol):
+    """A decoded sample: raw values of those modalities that it has."""
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """Modality to raw value."""
+        ...
+
+
+class Preparation:
+    """Transforms raw samples once, and encodes those of frozen encoders once, through a cache.
+
+    Args:
+        encoders: modality to encoder.
+        cache: keeps the tokens of frozen encoders on disk.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], cache: TokenCache) -> None:
+        self.encoders = encoders
+        self.cache = cache
+
+    def __call__(self, samples: Sequence[RawSample]) -> list[dict[str, dict[str, Tensor]]]:
+        """Prepares samples.
+
+        Args:
+            samples: decoded samples; modalities without an encoder are ignored.
+
+        Returns:
+            For each sample `inputs` {modality: (L, ...)} and `positions` {modality: (L, 3)}, the
+            latter for cached tokens only.
+        """
+        prepared: list[dict[str, dict[str, Tensor]]] = [
+            {"inputs": {}, "positions": {}} for _ in samples
+        ]
+        for name, encoder in self.encoders.items():
+            rows = [row for row, sample in enumerate(samples) if name in sample.inputs]
+            raws = [samples[row].inputs[name] for row in rows]
+            if not encoder.frozen:
+                for row, raw in zip(rows, raws, strict=True):
+                    prepared[row]["inputs"][name] = encoder.transform(raw)
+                continue
+            tokens = self.cache.encode(
+                encoder,
+                [content_key(raw) for raw in raws],
+                lambda index, raws=raws, encoder=encoder: encoder.transform(raws[index]),
+            )
+            for row, (values, position) in zip(rows, tokens, strict=True):
+                prepared[row]["inputs"][name] = values
+                prepared[row]["positions"][name] = position
+        return prepared
+
+
+def content_key(raw: Any) -> str:
+    """Sha256 (hex) of a raw value: a text, a picture tensor, or (waveform, rate)."""
+    digest = hashlib.sha256()
+    for part in raw if isinstance(raw, tuple) else (raw,):
+        if isinstance(part, Tensor):
+            digest.update(f"{part.dtype} {tuple(part.shape)}\0".encode())
+            digest.update(part.contiguous().view(-1).view(torch.uint8).numpy())
+        else:
+            digest.update(f"{part}\0".encode())
+    return digest.hexdigest()

@@ -1,0 +1,211 @@
+"""What every Assim and every Accom must satisfy; a new variant is found and tested by itself."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fusion.accom
+import fusion.assim
+from fusion import Accom, Assim, FixedPointSolver, FusionBlock
+
+DIM, NUM_HEADS, NUM_SLOTS = 16, 2, 3
+F64 = torch.float64
+
+
+def leaves(package, base: type) -> list[type]:
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+    def below(parent: type) -> Iterator[type]:
+        for child in parent.__subclasses__():
+            if not inspect.isabstract(child) and child.__module__.startswith(package.__name__):
+                yield child
+            yield from below(child)
+
+    return sorted(set(below(base)), key=lambda leaf: leaf.__name__)
+
+
+ASSIMS = leaves(fusion.assim, Assim)
+ACCOMS = leaves(fusion.accom, Accom)
+pairs = pytest.mark.parametrize(
+    ("assim", "accom"),
+    list(product(ASSIMS, ACCOMS)),
+    ids=lambda leaf: leaf.__name__,
+)
+
+
+def make_block(
+    assim, accom, seed: int = 0, solver: FixedPointSolver = FixedPointSolver(), awake: bool = True
+) -> FusionBlock:
+    """A block; `awake` fills the projections that start at zero, so that all of it shows."""
+    torch.manual_seed(seed)
+    block = FusionBlock(DIM, NUM_HEADS, NUM_SLOTS, assim=assim, accom=accom, solver=solver)
+    if awake:
+        for weight in (block.out.weight, block.mlp.shrink.weight):
+            nn.init.normal_(weight, std=0.3)
+    return block
+
+
+def make_input(batch: int = 4, num_tokens: int = 6, dtype=torch.float32):
+    values = torch.randn(batch, num_tokens, DIM, dtype=dtype)
+    mask = torch.rand(batch, num_tokens) > 0.3
+    mask[:, 0] = True
+    mask[-1] = False
+    position = 5 * torch.rand(batch, num_tokens, 3)
+    return values, mask, position
+
+
+def same_bits(left, right) -> bool:
+    return all(
+        torch.equal(a, b)
+        for a, b in [
+            (left.values, right.values),
+            (left.context, right.context),
+            *zip(left.stats, right.stats, strict=True),
+        ]
+    )
+
+
+def test_every_variant_is_found_and_importable_from_its_package() -> None:
+    assert ASSIMS and ACCOMS
+    for package, variants in ((fusion.assim, ASSIMS), (fusion.accom, ACCOMS)):
+        assert {variant.__name__ for variant in variants} <= set(package.__all__)
+
+
+@pytest.mark.parametrize("base", [Assim, Accom])
+def test_bases_have_one_abstract_method(base: type) -> None:
+    assert base.__abstractmethods__ == {"forward"}
+
+
+@pairs
+def test_shapes_and_a_new_block_returns_its_input(assim, accom) -> None:
+    block = make_block(assim, accom, awake=False)
+    values, mask, position = make_input()
+    out = block(values, mask, position)
+    assert torch.equal(out.values, values)
+    assert out.context.shape == (4, NUM_SLOTS, DIM) and out.context.isfinite().all()
+    assert out.context[:-1].abs().sum() > 0 and not out.context[-1].any()
+    assert all(entry.shape == (4,) for entry in out.stats[:-1])
+    assert out.stats.trace.shape[1:] == (4,)
+    assert not any(entry.isnan().any() for entry in out.stats if entry.is_floating_point())
+
+
+@pairs
+def test_what_padding_holds_changes_no_bit(assim, accom) -> None:
+    block = make_block(assim, accom)
+    values, mask, position = make_input()
+    reference = block(values, mask, position)
+    for junk in (0.0, 1e6, float("nan"), float("inf")):
+        dirty = torch.where(mask.unsqueeze(-1), values, junk)
+        moved = torch.where(mask.unsqueeze(-1), position, junk)
+        out = block(dirty, mask, moved)
+        real = torch.where(mask.unsqueeze(-1), out.values, reference.values)
+        assert same_bits(out._replace(values=real), reference)
+        padding = out.values[~mask]
+        assert torch.equal(padding, dirty[~mask]) or (padding.isnan().all() and junk != junk)
+
+
+@pairs
+def test_junk_in_padding_reaches_no_gradient(assim, accom) -> None:
+    block = make_block(assim, accom)
+    values, mask, position = make_input()
+    values = torch.where(mask.unsqueeze(-1), values, float("nan")).requires_grad_()
+    out = block(values, mask, position)
+    (out.values[mask].square().sum() + out.context.square().sum()).backward()
+    for tensor in (values, *block.parameters()):
+        assert tensor.grad is not None and tensor.grad.isfinite().all()
+
+
+@pairs
+def test_permuting_tokens_permutes_the_output(assim, accom) -> None:
+    block = make_block(assim, accom).double()
+    values, mask, position = make_input(dtype=F64)
+    order = torch.randperm(values.shape[1])
+    straight = block(values, mask, position)
+    permuted = block(values[:, order], mask[:, order], position[:, order])
+    assert (permuted.values - straight.values[:, order]).abs().max() < 1e-6
+    assert (permuted.context - straight.context).abs().max() < 1e-6
+
+
+@pairs
+def test_gradient_reaches_every_parameter(assim, accom) -> None:
+    block = make_block(assim, accom)
+    values, mask, position = make_input()
+    out = block(values.requires_grad_(), mask, position)
+    (out.values * torch.randn_like(out.values)).sum().backward()
+    for name, parameter in block.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    assert values.grad is not None
+    assert (values.grad[mask].abs().sum(dim=-1) > 0).all()
+
+
+@pairs
+def test_gradients_are_those_of_finite_differences(assim, accom) -> None:
+    unroll = FixedPointSolver(max_iters=0, grad_iters=4)
+    block = make_block(assim, accom, solver=unroll).double()
+    values, mask, position = make_input(2, 3, dtype=F64)
+    names, parameters = zip(*block.named_parameters(), strict=True)
+
+    def function(values: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        weights = dict(zip(names, parameters, strict=True))
+        out = torch.func.functional_call(block, weights, (values, mask, position))
+        return out.values, out.context
+
+    inputs = [tensor.detach().requires_grad_() for tensor in (values, *parameters)]
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+
+
+@pairs
+def test_state_dict_round_trip(assim, accom) -> None:
+    block, other = make_block(assim, accom, seed=0), make_block(assim, accom, seed=1)
+    values, mask, position = make_input()
+    assert not same_bits(block(values, mask, position), other(values, mask, position))
+    other.load_state_dict(block.state_dict())
+    assert same_bits(block(values, mask, position), other(values, mask, position))
+
+
+@pairs
+def test_a_sample_does_not_see_its_neighbours(assim, accom) -> None:
+    block = make_block(assim, accom)
+    values, mask, position = make_input(batch=8)
+    mask[-1] = True
+    wild = values * torch.tensor([1, 1e-6, 1e3, 1, 1e8, 1, 0, 1]).view(-1, 1, 1)
+    wild[5] = float("nan")
+    crowd = block(wild, mask, position)
+    for index in range(8):
+        lonely = torch.zeros_like(mask)
+        lonely[index] = mask[index]
+        alone = block(wild, lonely, position)
+        assert torch.equal(alone.values[index].nan_to_num(), crowd.values[index].nan_to_num())
+        assert torch.equal(alone.context[index], crowd.context[index]) or index == 5
+        for a, b in zip(alone.stats[:-1], crowd.stats[:-1], strict=True):
+            assert torch.equal(a[index], b[index])
+
+
+@pairs
+def test_declared_contraction_and_mixing_hold(assim, accom) -> None:
+    """The q that an Assim declares is not exceeded, and an Accom does not stretch."""
+    for seed in range(10):
+        block = make_block(assim, accom, seed=seed).double()
+        values, mask, position = make_input(dtype=F64)
+        choice = block.choose(values, mask, position)
+        start = choice.anchors
+        left, right = (start + 0.3 * torch.randn_like(start) for _ in range(2))
+        real = mask[:, None, :, None]
+        left, right = left * real, right * real
+        gap = largest(left - right)
+        slots = choice.mixing.gather(left - right)
+        assert (largest(slots) <= gap + 1e-12).all()
+        assert (largest(choice.mixing.read(slots)) <= largest(slots) + 1e-12).all()
+        moved = largest((choice.step(left) - choice.step(right)) * real)
+        assert (moved <= choice.update.q * gap + 1e-12).all()
+
+
+def largest(vectors: Tensor) -> Tensor:
+    return vectors.norm(dim=-1).amax(dim=(1, 2))
