@@ -13,7 +13,8 @@ from typing import Any, cast
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset, RandomSampler, WeightedRandomSampler
 
 from datamodules.samples import (
     MEMBERS,
@@ -56,8 +57,8 @@ class ShardDataModule(LightningDataModule):
         held_out: how many captions to hold out when `val` is None.
         held_out_source: only samples with this metadata `source` are held out; None: any.
         batch_size: samples in a batch.
-        weights: loss weight by metadata `source`, or else by how the shard's file name starts;
-            1 where nothing fits.
+        weights: how often a sample is drawn by metadata `source`, or else by how the shard's file
+            name starts; 1 where nothing fits. None draws each sample once an epoch.
         members: modality -> extensions in order of preference; None: `datamodules.MEMBERS`.
         seed: of the choice of held-out captions and of the order of training.
     """
@@ -119,7 +120,9 @@ class ShardDataModule(LightningDataModule):
         if prepare is None:
             raise ValueError("nothing prepares the samples; set the data module's `prepare`")
         decoded = decode_samples(samples, self.rejected)
-        while chunk := list(itertools.islice(decoded, _CHUNK)):
+        progress = track(range(0, len(samples), _CHUNK), "Preparing", transient=True)
+        for _ in progress:
+            chunk = list(itertools.islice(decoded, _CHUNK))
             for sample, values in zip(chunk, prepare(chunk), strict=True):
                 prepared = {
                     **values,
@@ -146,7 +149,7 @@ class ShardDataModule(LightningDataModule):
             _log.warning("rejected: %s", item)
 
     def train_dataloader(self) -> DataLoader:
-        """Whole batches in an order drawn from the seed, another order each epoch.
+        """Whole batches drawn by the seed, others each epoch: each sample once, or by `weights`.
 
         Raises:
             ValueError: fewer samples than one batch.
@@ -157,14 +160,21 @@ class ShardDataModule(LightningDataModule):
                 f"{self.batch_size}; lower batch_size or held_out"
             )
         generator = torch.Generator().manual_seed(self.seed)
+        sampler = RandomSampler(self.train_samples, generator=generator)
+        if self.weights:
+            weights = [sample["weight"] for sample in self.train_samples]
+            sampler = WeightedRandomSampler(weights, len(weights), generator=generator)
         return DataLoader(
             cast(Dataset, self.train_samples),
             self.batch_size,
-            shuffle=True,
+            sampler=sampler,
             drop_last=True,
-            generator=generator,
             collate_fn=collate,
         )
+
+    def train_batches(self) -> Iterator[dict[str, Any]]:
+        """Every training sample once, in order; the last batch may be short."""
+        return iter(DataLoader(cast(Dataset, self.train_samples), 1024, collate_fn=collate))
 
     def val_dataloader(self) -> DataLoader:
         """Every held-out sample once, in order; the last batch may be short."""

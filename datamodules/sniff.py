@@ -5,14 +5,11 @@ from __future__ import annotations
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # (offset, bytes, name)
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (8, b"WEBP", "WEBP"),
     (0, b"GIF8", "GIF"),
     (0, b"BM", "BMP"),
-    (8, b"WAVE", "WAV"),
     (0, b"fLaC", "FLAC"),
     (0, b"OggS", "OGG"),
     (0, b"ID3", "MP3"),
-    (4, b"ftyp", "MP4, M4A, AVIF or HEIC"),
     (0, b"II*\0", "TIFF"),
     (0, b"MM\0*", "TIFF"),
     (0, b"%PDF", "PDF"),
@@ -20,6 +17,10 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # (offset, bytes, name)
     (0, b"PK\x03\x04", "ZIP"),
     (0, b"\x1f\x8b", "gzip"),
     (0, b"\x1aE\xdf\xa3", "Matroska or WebM"),
+    # last, since what comes before their mark is free
+    (4, b"ftyp", "MP4, M4A, AVIF or HEIC"),
+    (8, b"WEBP", "WEBP"),
+    (8, b"WAVE", "WAV"),
 )
 
 

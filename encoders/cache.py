@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -28,7 +29,9 @@ class TokenCache:
 
     Files lie in one folder for each encoder fingerprint and are named by the sha256 of their
     content, so a damaged file is known by its name: it is dropped and its samples are encoded
-    again. Files appear whole or not at all, and several processes may share the folder.
+    again. Files appear whole or not at all, and several processes may share the folder. What has
+    been read or encoded also stays in memory, and an encoder is fingerprinted once: it must not
+    change while a cache uses it.
 
     Args:
         folder: Where the files go; made when first needed. It may be deleted at any time.
@@ -36,6 +39,8 @@ class TokenCache:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._folders: WeakKeyDictionary[Encoder, Path] = WeakKeyDictionary()
+        self._tokens: dict[Path, dict[str, Tokens]] = {}
 
     def encode(
         self,
@@ -67,8 +72,7 @@ class TokenCache:
                 f"{type(encoder).__name__} is not frozen, so its tokens change while it trains "
                 "and cannot be cached; call freeze() first."
             )
-        folder = self.folder / f"{encoder.modality}-{encoder.fingerprint()[:16]}"
-        tokens = _read(folder, set(keys))
+        folder, tokens = self._open(encoder)
         index_of: dict[str, int] = {}
         for index, key in enumerate(keys):
             index_of.setdefault(key, index)
@@ -86,6 +90,16 @@ class TokenCache:
             _write(folder, fresh)
             tokens.update(fresh)
         return [tokens[key] for key in keys]
+
+    def _open(self, encoder: Encoder) -> tuple[Path, dict[str, Tokens]]:
+        """The encoder's folder and all tokens in it; hashed and read once."""
+        if encoder not in self._folders:
+            name = f"{encoder.modality}-{encoder.fingerprint()[:16]}"
+            self._folders[encoder] = self.folder / name
+        folder = self._folders[encoder]
+        if folder not in self._tokens:
+            self._tokens[folder] = _read(folder)
+        return folder, self._tokens[folder]
 
 
 def _slices(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
@@ -137,8 +151,8 @@ def _write(folder: Path, tokens: dict[str, Tokens]) -> None:
         raise
 
 
-def _read(folder: Path, wanted: set[str]) -> dict[str, Tokens]:
-    """Tokens of the wanted keys; damaged files are dropped with one warning."""
+def _read(folder: Path) -> dict[str, Tokens]:
+    """Tokens of all files; damaged files are dropped with one warning."""
     tokens: dict[str, Tokens] = {}
     num_damaged = 0
     for path in sorted(folder.glob(f"{'[0-9a-f]' * 64}.safetensors")):
@@ -150,27 +164,24 @@ def _read(folder: Path, wanted: set[str]) -> dict[str, Tokens]:
             path.unlink(missing_ok=True)
             num_damaged += 1
             continue
-        tokens.update(_parse(content, wanted))
+        tokens.update(_parse(content))
     if num_damaged:
         warnings.warn(
             f"Dropped {num_damaged} damaged file(s) of the token cache {folder}; "
             "their samples are encoded again.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return tokens
 
 
-def _parse(content: bytes, wanted: set[str]) -> Iterator[tuple[str, Tokens]]:
+def _parse(content: bytes) -> Iterator[tuple[str, Tokens]]:
     from safetensors.torch import load
 
     header_size = int.from_bytes(content[:8], "little")  # the file format's own first field
     header = json.loads(content[8 : 8 + header_size])
     keys = json.loads(header["__metadata__"]["keys"])
-    if wanted.isdisjoint(keys):
-        return
     arrays = load(content)
     lengths = arrays["lengths"].tolist()
     values, positions = arrays["values"].split(lengths), arrays["position"].split(lengths)
     for key, value, position in zip(keys, values, positions, strict=True):
-        if key in wanted:
-            yield key, (value, position)
+        yield key, (value, position)

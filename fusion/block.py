@@ -60,7 +60,6 @@ class Choice:
         return self.update(latents, self.mixing.gather(latents), self.mixing.read)
 
 
-@final
 class FusionBlock(nn.Module):
     """Norm, anchors, choose, solve, projection, residual, MLP.
 
@@ -162,14 +161,14 @@ class FusionBlock(nn.Module):
             latents, stats = self.solver(
                 choice.step, choice.anchors, choice.mask, q=choice.update.q
             )
-            context = choice.mixing.gather(latents)
+            context = _merge(choice.mixing.gather(latents)) @ self.anchor.weight
             if choice.position is not None:
                 latents = rotate(latents, choice.position, sign=-1)
         refined = self._clean(values, choice.mask)
         refined = refined + self.out(_merge(latents)).to(refined.dtype)
         refined = refined + self.mlp(self.mlp_norm(refined)).to(refined.dtype)
         refined = torch.where(choice.mask.unsqueeze(-1), refined.to(values.dtype), values)
-        return FusionOutput(refined, _merge(context) @ self.anchor.weight, stats)
+        return FusionOutput(refined, context, stats)
 
     def _clean(self, values: Tensor, mask: Tensor) -> Tensor:
         """The real tokens in the parameters' dtype; 0 elsewhere, whatever was there."""

@@ -29,6 +29,9 @@ class MLP(nn.Module):
         self.activation = nn.GELU()
         self.dropout = nn.Dropout(dropout)
         self.shrink = nn.Linear(hidden, dim_out or dim)
+        # Inputs are normalised, so hidden units start with unit variance: enough to bend.
+        nn.init.normal_(self.expand.weight, std=dim**-0.5)
+        nn.init.zeros_(self.expand.bias)
         nn.init.zeros_(self.shrink.weight)
         nn.init.zeros_(self.shrink.bias)
 

@@ -3,7 +3,7 @@
 Shapes: B batch, N tokens, D width, M modalities.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
@@ -14,7 +14,7 @@ from encoders.base import Encoder, EncoderOutput
 from fusion.block import FusionBlock
 from fusion.layers import masked_mean
 from fusion.projection import Projection
-from fusion.solver import FixedPointSolver, SolverStats
+from fusion.solver import SolverStats
 from fusion.tokens import Tokens, concat, select
 
 FUSED_TOGETHER = 256  # samples of one fusion pass
@@ -48,13 +48,10 @@ class FusionModel(nn.Module):
     Args:
         encoders: name of each modality to its encoder.
         dim: D.
+        block: makes a fusion block from D; its settings are given with it in a config file.
         num_blocks: fusion blocks, one after the other.
-        num_heads: heads of a block.
-        num_slots: context slots of a block.
-        dim_head: width of a head.
         hidden: width of the projections' residual MLPs.
         dropout: share of their hidden units dropped in training.
-        solver: iteration of every block.
 
     Raises:
         ValueError: if there is no encoder or no block.
@@ -64,13 +61,10 @@ class FusionModel(nn.Module):
         self,
         encoders: dict[str, Encoder],
         dim: int = 256,
+        block: Callable[[int], FusionBlock] = FusionBlock,
         num_blocks: int = 1,
-        num_heads: int = 4,
-        num_slots: int = 16,
-        dim_head: int = 32,
         hidden: int = 1024,
         dropout: float = 0.1,
-        solver: FixedPointSolver = FixedPointSolver(),
     ) -> None:
         super().__init__()
         if not encoders or num_blocks < 1:
@@ -82,10 +76,7 @@ class FusionModel(nn.Module):
         self.projections = nn.ModuleDict(
             {name: Projection(e.dim, dim, hidden, dropout) for name, e in encoders.items()}
         )
-        self.blocks = nn.ModuleList(
-            FusionBlock(dim, num_heads, num_slots, solver=solver, dim_head=dim_head, hidden=dim)
-            for _ in range(num_blocks)
-        )
+        self.blocks = nn.ModuleList(block(dim) for _ in range(num_blocks))
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -1,15 +1,12 @@
 """The laws of CONTRIBUTING.md that can be read off the source; each guard is shown to bite."""
 
 import ast
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-
-import fusion
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("fusion", "encoders", "datamodules")
@@ -27,11 +24,17 @@ IMPORTERS = {
     "fusion": (),
     "encoders": ("fusion",),
     "datamodules": ("fusion.cli", "fusion.inference"),
-    "fusion.tasks": ("fusion.cli", "fusion.inference"),
-    "fusion.inference": ("fusion.cli",),  # and the lazy name in fusion/__init__.py
+    "fusion.tasks": ("fusion.cli",),
+    "fusion.inference": (
+        "fusion.cli",
+        "fusion.retrieval",
+    ),  # and the lazy name in fusion/__init__.py
     "fusion.cli": ("fusion.__main__",),
 }
 LIGHT = {*sys.stdlib_module_names, "torch", *PACKAGES}
+# What every command loads; the other files of `fusion.cli` belong to one command each and may be
+# heavy, as may files that import lightning anyway.
+COMMAND_LINE = ("fusion.cli", "fusion.cli.main", "fusion.cli.table")
 
 
 class Import(NamedTuple):
@@ -72,7 +75,9 @@ def wrong_imports(module: str, source: str) -> list[str]:
     wrong = []
     for found in imports_of(source):
         package = found.name.split(".")[0]
-        banned = found.name.startswith(".") or package == "pickle"
+        banned = found.name.startswith(".") or (
+            package == "pickle" and found.name not in {"pickle", "pickle.UnpicklingError"}
+        )
         lazy_name = module == "fusion" and not found.at_start
         for target, importers in IMPORTERS.items():
             allowed = is_within(module, target, *importers) or (
@@ -82,9 +87,8 @@ def wrong_imports(module: str, source: str) -> list[str]:
         if is_within(module, *BLOCKS) or (module == "fusion" and not lazy_name):
             ours = is_within(found.name, *BLOCKS)
             banned |= package not in {*sys.stdlib_module_names, "torch"} and not ours
-        has_lightning = is_within(module, *IMPORTERS["lightning"])
-        if found.at_start and package not in LIGHT:
-            banned |= not (package == "lightning" and has_lightning)
+        heavy = is_within(module, *IMPORTERS["lightning"]) and module not in COMMAND_LINE
+        banned |= found.at_start and package not in LIGHT and not heavy
         if banned:
             wrong.append(f"{module}:{found.line} imports {found.name}")
     return wrong
@@ -104,6 +108,7 @@ def unsafe_calls(module: str, source: str) -> list[str]:
             or keywords.get("weights_only", "True") != "True"
             or keywords.get("allow_pickle", "False") != "False"
             or keywords.get("shell", "False") != "False"
+            or called.startswith("pickle.")
         ):
             unsafe.append(f"{module}:{node.lineno} calls {ast.unparse(node)}")
     return unsafe
@@ -166,14 +171,18 @@ def test_the_source_keeps_the_law(guard):
         (wrong_imports, "fusion.model", "def f():\n    from fusion.tasks import ContrastiveTask"),
         (wrong_imports, "fusion.model", "from fusion import inference"),
         (wrong_imports, "fusion.tasks.contrastive", "import datamodules.module"),
-        (wrong_imports, "fusion.inference", "import lightning"),
+        (wrong_imports, "fusion.inference", "from fusion import tasks"),
         (wrong_imports, "fusion.inference", "import fusion.cli.search"),
+        (wrong_imports, "fusion.cli.main", "import lightning"),
+        (wrong_imports, "fusion.cli.main", "import rich"),
+        (wrong_imports, "fusion.plots", "import matplotlib"),
         (wrong_imports, "encoders.text", "import transformers"),
         (wrong_imports, "encoders.text", "from fusion.layers import MLP"),
         (wrong_imports, "encoders.text", "from . import image"),
         (wrong_imports, "datamodules.shards", "import lightning"),
         (wrong_imports, "datamodules.shards", "from encoders.base import Encoder"),
-        (wrong_imports, "datamodules.shards", "def f():\n    import pickle"),
+        (wrong_imports, "datamodules.shards", "def f():\n    from pickle import loads"),
+        (unsafe_calls, "m", "pickle.loads(data)"),
         (unsafe_calls, "m", "torch.load(path)"),
         (unsafe_calls, "m", "torch.load(path, weights_only=False)"),
         (unsafe_calls, "m", "Task.load_from_checkpoint(path, weights_only=False)"),
@@ -210,41 +219,3 @@ def test_the_import_guard_lets_the_right_ones_pass(module, source):
 def test_every_block_is_there():
     paths = [ROOT / name.replace(".", "/") for name in BLOCKS]
     assert [p for p in paths if not (p.is_dir() or p.with_suffix(".py").is_file())] == []
-
-
-def test_public_names():
-    assert fusion.__all__ == sorted(fusion.__all__)
-    assert fusion.__all__ == [
-        "Accom",
-        "AnchoredAssim",
-        "Assim",
-        "FixedPointSolver",
-        "FusionBlock",
-        "FusionOutput",
-        "SlotAccom",
-        "SolverStats",
-        "Tokens",
-    ]
-    assert all(hasattr(fusion, name) for name in fusion.__all__)
-
-
-def run_python(code: str) -> str:
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-
-
-def test_importing_fusion_loads_torch_only():
-    loaded = run_python("import sys, fusion; print(*{name.split('.')[0] for name in sys.modules})")
-    ours = {"fusion"}
-    heavy = {"lightning", "jsonargparse", "timm", "transformers", "open_clip", "lancedb", "PIL"}
-    assert set(loaded.split()) & {*heavy, *PACKAGES, "torchvision", "matplotlib"} == ours
-
-
-def test_importing_fusion_costs_under_a_tenth_of_torch():
-    code = (
-        "from time import process_time as now\n"
-        "a = now(); import torch; b = now(); import fusion; c = now()\n"
-        "print((c - b) / (b - a))"
-    )
-    # The best of a few: another process on the machine can only make it worse.
-    assert any(float(run_python(code)) < 0.1 for _ in range(5))

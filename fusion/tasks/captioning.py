@@ -74,7 +74,7 @@ class CaptionTask(LightningModule):
         """Learns the vocabulary from the training captions, unless a checkpoint brought one."""
         if self.trainer.ckpt_path is None:
             captions = {sample["caption"] for sample in self.trainer.datamodule.train_samples}
-            self.vocabulary.learn(self._sentence(caption) for caption in captions)
+            self.vocabulary.learn(self.sentence(caption) for caption in captions)
 
     def memory(self, batch: dict[str, Any]) -> tuple[Memory, Tensor]:
         """What the decoder attends to, and which samples (B,) have the source modalities.
@@ -102,7 +102,7 @@ class CaptionTask(LightningModule):
             memory, rows = self.memory(batch)
         wanted = [c for c, kept in zip(batch["captions"], rows.tolist(), strict=True) if kept]
         longest = self.decoder.max_pieces
-        coded = [self.vocabulary.encode(self._sentence(text), longest) for text in wanted]
+        coded = [self.vocabulary.encode(self.sentence(text), longest) for text in wanted]
         pieces = pad_sequence([torch.tensor(ids) for ids in coded], batch_first=True)
         pieces = pieces.to(memory.values.device)
         logits = self.decoder(pieces[:, :-1], memory)
@@ -121,7 +121,8 @@ class CaptionTask(LightningModule):
         written = iter(pieces)
         return [self.vocabulary.decode(next(written)) if kept else None for kept in rows.tolist()]
 
-    def _sentence(self, caption: str) -> str:
+    def sentence(self, caption: str) -> str:
+        """The part of a caption that is learned and written."""
         return caption.split(self.hparams["cut_at"])[0] if self.hparams["cut_at"] else caption
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -31,19 +31,25 @@ def record(samples: np.ndarray, rate: int = 16000, kind: str = "WAV", subtype=No
     return buffer.getvalue()
 
 
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
 def pixels_of(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def claiming(width: int, height: int, depth: int = 1) -> bytes:
-    """A PNG whose header claims any size; its data is valid but short."""
+def claiming(width: int, height: int, depth=1, colour=0, rows: bytes = bytes(100)) -> bytes:
+    """A PNG of any header and data, which need not fit together."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         check = zlib.crc32(name + body)
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", check)
 
-    head = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
-    data = zlib.compress(b"\0" * 100)
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    data = zlib.compress(rows)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
@@ -79,9 +85,7 @@ def test_image_formats(scene, kind, options, largest):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_applied(scene, kind, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encode(scene, kind, exif=exif)
+    data = encode(scene, kind, exif=turned(orientation))
     with Image.open(io.BytesIO(data)) as stored:
         upright = pixels_of(ImageOps.exif_transpose(stored))
         assert (orientation == 1) == torch.equal(upright, pixels_of(stored))
@@ -92,6 +96,17 @@ def test_sixteen_bits_become_eight():
     ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
     pixels = decode_image(encode(Image.fromarray(ramp), "PNG"))
     assert abs(pixels.float().mean() - 127.5) < 1 and len(pixels.unique()) == 256
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_sixteen_bit_colours_become_eight(colour, channels):
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64, 1).repeat(channels, 2)
+    ramp[..., 3:] = 65535
+    ramp[..., 1::channels] = 65535 if channels == 2 else ramp[..., 1::channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in ramp)
+    pixels = decode_image(claiming(64, 64, 16, colour, rows))
+    assert pixels.dtype == torch.uint8 and abs(pixels[0].float().mean() - 127.5) < 1
+    assert len(pixels[0].unique()) == 256
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -106,6 +121,13 @@ def test_transparency_is_laid_over_white(mode):
         image.paste(1, (0, 0, 4, 4))
     pixels = decode_image(encode(image, "PNG", **options))
     assert (pixels[:, :, :4] == 0).all() and (pixels[:, :, 4:] == 255).all()
+
+
+@pytest.mark.parametrize(("mode", "clear"), [("RGB", (255, 0, 0)), ("L", 76)])
+def test_a_transparent_colour_is_white(mode, clear):
+    image = Image.new(mode, (8, 4), clear)
+    assert (decode_image(encode(image, "PNG", transparency=clear)) == 255).all()
+    assert not (decode_image(encode(image, "PNG")) == 255).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK"])
@@ -144,10 +166,32 @@ def test_the_pixel_limit_is_what_refuses(scene):
         decode_image(data, max_pixels=32 * 48 - 1)
 
 
-@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0"}])
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": turned(3)}])
 def test_webp_size_is_read_without_opening(scene, options):
     with pytest.raises(DecodeError, match="claims 48 x 32"):
         decode_image(encode(scene, "WEBP", **options), max_pixels=100)
+
+
+def test_a_webp_canvas_is_not_allocated_before_its_check(scene):
+    data = bytearray(encode(scene, "WEBP", exif=turned(1)))
+    assert data[12:16] == b"VP8X"
+    data[24:30] = b"\xff\xff\0\xff\x3f\0"
+    with pytest.raises(DecodeError, match="claims 65536 x 16384 pixels"):
+        decode_image(bytes(data))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_pillow_tries_the_sniffed_format_only(scene, kind, monkeypatch):
+    tried = []
+    original = Image.open
+
+    def spy(file, mode="r", formats=None):
+        tried.append(formats)
+        return original(file, mode, formats)
+
+    monkeypatch.setattr(Image, "open", spy)
+    decode_image(encode(scene, kind))
+    assert tried == [[kind]]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
@@ -171,6 +215,7 @@ def test_a_truncated_picture_is_refused(scene, kind):
         (b"not a picture at all", "text"),
         ("é".encode() * 400, "text"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9", "PostScript data"),
+        (b"%!PS-AdoWEBP EPSF-3.0", "PostScript data"),
         (b"II*\0" + bytes(64), "TIFF data"),
         (b"fLaC" + bytes(64), "FLAC data"),
         (bytes(64), "an unknown format"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from encoders import Encoder, EncoderOutput, TokenCache
+from encoders import Encoder, EncoderOutput, LogMelEncoder, TokenCache
 from encoders.image import SquarePicture
 
 
@@ -51,9 +51,18 @@ def test_second_run_reads_and_does_not_encode(tmp_path: Path):
     encoder, cache = Scale(), TokenCache(tmp_path)
     check(cache.encode(encoder, KEYS, load, batch_size=3))
     assert encoder.num_runs == 4
+    assert not list(tmp_path.rglob("*.part"))
     again = Scale()
     check(TokenCache(tmp_path).encode(again, KEYS, lambda index: pytest.fail("was on disk")))
     assert again.num_runs == 0
+
+
+def test_a_cache_reads_and_hashes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    encoder, cache = Scale(), TokenCache(tmp_path)
+    check(cache.encode(encoder, KEYS, load))
+    monkeypatch.setattr(Scale, "fingerprint", lambda self: pytest.fail("was known"))
+    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("was in memory"))
+    check(cache.encode(encoder, KEYS, lambda index: pytest.fail("was in memory")))
 
 
 def test_only_missing_samples_are_encoded(tmp_path: Path):
@@ -107,15 +116,14 @@ def flip_byte(path: Path) -> None:
     ids=["bit flipped", "cut short", "empty", "rubbish"],
 )
 def test_damage_is_reported_once_and_mended(tmp_path: Path, damage):
-    cache = TokenCache(tmp_path)
-    cache.encode(Scale(), KEYS, load)
+    TokenCache(tmp_path).encode(Scale(), KEYS, load)
     damage(files(tmp_path)[0])
     with pytest.warns(UserWarning, match="Dropped 1 damaged file") as caught:
-        check(cache.encode(Scale(), KEYS, load))
-    assert len(caught) == 1
+        check(TokenCache(tmp_path).encode(Scale(), KEYS, load))
+    assert len(caught) == 1 and caught[0].filename == __file__
     with warnings.catch_warnings():  # the control: an undamaged cache says nothing
         warnings.simplefilter("error")
-        check(cache.encode(Scale(), KEYS, lambda index: pytest.fail("was mended")))
+        check(TokenCache(tmp_path).encode(Scale(), KEYS, lambda index: pytest.fail("was mended")))
 
 
 def test_leftovers_of_a_killed_run_are_ignored(tmp_path: Path):
@@ -155,6 +163,17 @@ def test_an_encoder_that_learns_is_refused(tmp_path: Path):
     encoder.frozen = False
     with pytest.raises(ValueError, match=r"call freeze\(\) first"):
         TokenCache(tmp_path).encode(encoder, KEYS, load)
+
+
+def test_cached_tokens_are_those_of_the_encoder(tmp_path: Path):
+    encoder = LogMelEncoder(dim=16)
+    encoder.freeze()
+    clips = [torch.randn(num_frames, 64) for num_frames in (40, 3, 100)]
+    cached = TokenCache(tmp_path).encode(encoder, ["a", "b", "c"], clips.__getitem__)
+    for clip, (values, position) in zip(clips, cached, strict=True):
+        out = encoder(clip[None], torch.ones(1, len(clip), dtype=torch.bool))
+        torch.testing.assert_close(values.float(), out.values[0], atol=1e-2, rtol=1e-2)
+        assert torch.equal(position, out.position[0])
 
 
 def test_tokens_can_take_part_in_training(tmp_path: Path):

@@ -148,7 +148,9 @@ def check_independence(encoder: Encoder, raws: list[Any]) -> None:
 def check_gradients(encoder: Encoder, raws: list[Any]) -> None:
     """Each parameter learns, or, when frozen, none does and eval mode stays on."""
     encoder = copy.deepcopy(encoder).train()
-    out = encoder(*batch(encoder, raws))
+    inputs, mask = batch(encoder, raws)
+    mask[1] = False  # an absent sample must not poison the gradients
+    out = encoder(inputs, mask)
     if encoder.frozen:
         assert not any(module.training for module in encoder.modules())
         assert not any(parameter.requires_grad for parameter in encoder.parameters())
@@ -180,6 +182,14 @@ def test_frozen_encoder_passes_the_gradient_check(cls: type[Encoder]):
     encoder = copy.deepcopy(built(cls))
     encoder.freeze()
     check_gradients(encoder, CASES[cls].raws)
+
+
+def test_frozen_encoder_lets_no_gradient_through():
+    encoder = copy.deepcopy(built(LogMelEncoder))
+    inputs, mask = batch(encoder, SOUNDS)
+    assert encoder(inputs.requires_grad_(), mask).values.requires_grad
+    encoder.freeze()
+    assert not encoder(inputs, mask).values.requires_grad
 
 
 @ALL

@@ -69,6 +69,13 @@ def test_transform_scales_the_whole_picture(height: int, width: int):
         assert square[..., 0].max() == 0
 
 
+def test_fine_detail_is_averaged_when_scaled_down():
+    stripes = torch.zeros(3, 320, 320, dtype=torch.uint8)
+    stripes[:, :, torch.arange(320) % 8 < 4] = 255
+    inside = SquarePicture(32)(stripes)[..., 4:-4, 4:-4].float()
+    assert (inside - 127.5).abs().max() < 20
+
+
 @pytest.mark.parametrize(
     "raw",
     [

@@ -39,6 +39,16 @@ def test_text_ids_are_those_of_open_clip_up_to_the_end_marker():
     assert len(transform("cat " * 500)) == 20
 
 
+def test_ids_under_the_mask_are_not_seen_even_without_causal_mask():
+    text = {**TINY["text_cfg"], "no_causal_mask": True}
+    encoder = OpenClipText({**TINY, "text_cfg": text}).eval()
+    ids = encoder.transform("a cat")[None]
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    rubbish, wide = torch.cat([ids, ids], dim=1), torch.cat([mask, ~mask], dim=1)
+    alone, padded = encoder(ids, mask).values, encoder(rubbish, wide).values
+    torch.testing.assert_close(padded[:, : ids.shape[1]], alone)
+
+
 def test_hostile_text_is_cut_before_it_is_cleaned():
     transform = OpenClipText(TINY).transform
     start = time.process_time()

@@ -1,0 +1,1 @@
+"""The command line. Each command is a typed function; see `fusion.cli.table`."""

@@ -1,0 +1,57 @@
+"""fusion fit, validate, test, predict: Lightning's command line over our tasks and data."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+
+_NOISE = (
+    r"`isinstance\(treespec, LeafSpec\)`",
+    r"Found \d+ module\(s\) in eval mode",  # frozen encoders are meant to be
+    r".*does not have many workers",  # samples are prepared before training
+)
+
+
+def fit(args: Sequence[str]) -> None:
+    """Trains a task."""
+    _run("fit", args)
+
+
+def validate(args: Sequence[str]) -> None:
+    """Evaluates a checkpoint on held-out data."""
+    _run("validate", args)
+
+
+def test(args: Sequence[str]) -> None:
+    """Evaluates a checkpoint on test data."""
+    _run("test", args)
+
+
+def predict(args: Sequence[str]) -> None:
+    """Runs a checkpoint over data."""
+    _run("predict", args)
+
+
+def _run(verb: str, args: Sequence[str]) -> None:
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    from lightning import LightningDataModule, LightningModule
+    from lightning.pytorch.cli import LightningCLI
+
+    # Imported for their short names: a configuration may say `class_path: ContrastiveTask`.
+    for module in ("datamodules.module", "encoders", "fusion.tasks"):
+        import_module(module)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    before, sys.argv = sys.argv, ["fusion", verb, *args]  # what LightningCLI reads
+    try:
+        LightningCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+        )
+    finally:
+        sys.argv = before
