@@ -127,6 +127,7 @@ class ShardDataModule(LightningDataModule):
                 prepared = {
                     **values,
                     "key": sample.key,
+                    "shard": sample.shard,
                     "caption": sample.caption,
                     "group_id": sample.group_id,
                     "weight": self._weight(sample),

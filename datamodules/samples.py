@@ -151,6 +151,7 @@ class Prepared(TypedDict):
     """A sample ready to be batched: tensors with a leading length L."""
 
     key: str
+    shard: NotRequired[str]
     caption: str
     group_id: int
     weight: float

@@ -1,10 +1,11 @@
 """Sound through log-mel frames and a small convolutional network, trained from scratch.
 
-Letters: B batch, F frames (10 ms), M mel bands, N tokens, D width.
+Letters: B batch, F frames (20 ms), M mel bands, N tokens, D width.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import final
 
 import torch
@@ -14,9 +15,10 @@ from torch.nn import functional as F
 from encoders.base import Encoder, EncoderOutput
 
 _RATE = 16_000
-_HOP = 160  # samples between frames: 10 ms
+_HOP = 320  # samples between frames: 20 ms
 _WINDOW = 400  # samples in a frame: 25 ms
-_STRIDE = 8  # frames between tokens, by three stages of stride 2
+_NUM_STAGES = 3
+_STRIDE = 2**_NUM_STAGES  # frames between tokens
 _SECONDS_PER_TOKEN = _STRIDE * _HOP / _RATE
 _REACH = 3  # tokens to either side that a convolution over time sees
 _GAP = _REACH * _STRIDE  # frames
@@ -88,9 +90,9 @@ def _check_waveform(waveform: Tensor, rate: int) -> None:
 
 @final
 class LogMelEncoder(Encoder):
-    """A small convolutional sound encoder: one token for each 80 ms, trainable on few clips.
+    """A small convolutional sound encoder: one token for each 160 ms, trainable on few clips.
 
-    Three strided convolutions over time and frequency, then residual depthwise blocks over time.
+    Three strided convolutions over time, then residual depthwise blocks over time.
     Every normalisation acts on one place alone and every convolution sees zeros at padding, so a
     clip's tokens depend on the clip only. In training mode bands of time and frequency are
     blanked (SpecAugment, Park et al. 2019, arXiv:1904.08779).
@@ -98,7 +100,7 @@ class LogMelEncoder(Encoder):
     Args:
         dim: Width of the tokens.
         num_mels: Number of mel bands.
-        num_blocks: Residual blocks; each adds 0.5 s to what a token hears.
+        num_blocks: Residual blocks; each adds 1 s to what a token hears.
         dropout: Share of hidden units dropped in training.
         max_seconds: Seconds kept of a clip.
     """
@@ -112,8 +114,8 @@ class LogMelEncoder(Encoder):
         max_seconds: float = 10.0,
     ) -> None:
         super().__init__("audio", dim, LogMel(num_mels, max_seconds))
-        self.stages = nn.ModuleList([_Stage(1, 32), _Stage(32, 64), _Stage(64, 128)])
-        self.project = nn.Linear(128 * -(-num_mels // _STRIDE), dim)
+        widths = [num_mels, *[2 * dim // 3] * (_NUM_STAGES - 2), dim, dim]
+        self.stages = nn.ModuleList(_Stage(a, b) for a, b in pairwise(widths))
         self.blocks = nn.ModuleList(_TimeBlock(dim, dropout) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(dim)
 
@@ -139,27 +141,26 @@ class LogMelEncoder(Encoder):
 
     def _encode_row(self, frames: Tensor, mask: Tensor) -> Tensor:
         """Frames (F, M) into tokens (F / 8, dim), zero where the mask (F,) is False."""
-        maps = frames[None, None]
+        hidden = frames[None]
         for stage in self.stages:
             mask = mask[::2]
-            maps = stage(maps) * mask[:, None]  # (1, channels, F, M), F and M halved
-        hidden = self.project(maps.permute(0, 2, 1, 3).flatten(2))  # (1, N, dim)
+            hidden = stage(hidden) * mask[:, None]  # (1, F, channels), F halved
         for block in self.blocks:
             hidden = block(hidden * mask[:, None])
         return self.norm(hidden[0]) * mask[:, None]
 
 
 class _Stage(nn.Module):
-    """Convolution of stride 2 over time and frequency; normalised over channels at each place."""
+    """Convolution of stride 2 over time; normalised over channels at each place."""
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(num_in, num_out, kernel_size=3, stride=2, padding=1)
+        self.conv = nn.Conv1d(num_in, num_out, kernel_size=5, stride=2, padding=2)
         self.norm = nn.LayerNorm(num_out)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        maps = self.conv(maps).permute(0, 2, 3, 1)
-        return F.gelu(self.norm(maps)).permute(0, 3, 1, 2)
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.conv(hidden.transpose(1, 2)).transpose(1, 2)
+        return F.gelu(self.norm(hidden))
 
 
 class _TimeBlock(nn.Module):

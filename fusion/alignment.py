@@ -93,8 +93,8 @@ def align_model(
             continue
         source, target, weight = paired_means(batches, name, reference)
         fitted = ridge_regression(source, target, weight / weight.max(), strength)
-        model.projections[name].align(fitted.weight, fitted.source_mean)
-        model.projections[reference].align(eye, fitted.target_mean)
+        model.projection(name).align(fitted.weight, fitted.source_mean)
+        model.projection(reference).align(eye, fitted.target_mean)
 
 
 def paired_means(

@@ -29,6 +29,7 @@ from fusion.solver import FixedPointSolver
 FILE_NAMES = ("model.ckpt", "last.ckpt")
 _PARTS = (Encoder, FusionBlock, Assim, Accom, FixedPointSolver)
 _MODEL, _DECODER, _VOCABULARY = "model.", "decoder.", "vocabulary."
+_CAPTIONER = "captioner."
 
 State = Mapping[str, Any]
 
@@ -117,6 +118,8 @@ def _read(path: Path) -> tuple[Mapping[str, Any], State]:
         content.get(name) if isinstance(content, Mapping) else None
         for name in ("hyper_parameters", "state_dict")
     )
+    if isinstance(state, Mapping):  # a captioning task keeps its model inside its captioner
+        state = {str(name).removeprefix(_CAPTIONER): value for name, value in state.items()}
     if not (
         isinstance(settings, Mapping)
         and isinstance(settings.get("model"), Mapping)

@@ -56,11 +56,11 @@ class CaptionDecoder(nn.Module):
         self,
         dim_memory: int,
         vocabulary_size: int,
-        dim: int = 256,
+        dim: int = 192,
         num_layers: int = 2,
         num_heads: int = 4,
         dropout: float = 0.2,
-        max_pieces: int = 24,
+        max_pieces: int = 16,
     ) -> None:
         super().__init__()
         self.max_pieces = max_pieces
@@ -86,14 +86,21 @@ class CaptionDecoder(nn.Module):
         Returns:
             Logits (B, T, V).
         """
+        return self.logits(self.states(pieces, memory))
+
+    def states(self, pieces: Tensor, memory: Memory) -> Tensor:
+        """States (B, T, dim) from which `logits` scores; see `forward`."""
         length = pieces.shape[1]
         hidden = self.embedding(pieces) + self.place[:length]
         later = torch.ones(length, length, dtype=torch.bool, device=pieces.device).triu(1)
-        hidden = self.layers(
+        return self.layers(
             hidden,
             self.memory(memory.values),
             tgt_mask=later,
             tgt_key_padding_mask=pieces == PAD,
             memory_key_padding_mask=~memory.mask,
         )
-        return hidden @ self.embedding.weight.T + self.bias
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Scores (..., V) of the next piece from states (..., dim)."""
+        return states @ self.embedding.weight.T + self.bias

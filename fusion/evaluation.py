@@ -3,7 +3,7 @@
 Shapes: S samples, D width.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from fusion.alignment import paired_means, ridge_regression
 from fusion.metrics import RetrievalScores, retrieval_scores, shuffled_scores
 from fusion.model import FusionModel
 from fusion.solver import SolverStats
-from fusion.subsets import Direction, all_directions
+from fusion.subsets import Direction
 
 
 class Embedded(NamedTuple):
@@ -119,28 +119,18 @@ class LinearBaseline:
         groups = torch.cat(
             [b["group_id"][_both(b["masks"], self.source, self.target)] for b in held_out]
         )
-        rows = F.normalize(fitted(source), dim=-1), F.normalize(target - fitted.target_mean, dim=-1)
+        mapped = F.normalize(fitted(source), dim=-1)
+        wanted = F.normalize(target - fitted.target_mean, dim=-1)
         positives = groups[:, None] == groups[None, :]
         return {
-            f"{self.source}->{self.target}": retrieval_scores(*rows, positives),
-            f"{self.target}->{self.source}": retrieval_scores(*rows[::-1], positives),
+            f"{self.source}->{self.target}": retrieval_scores(mapped, wanted, positives),
+            f"{self.target}->{self.source}": retrieval_scores(wanted, mapped, positives),
         }
 
 
 def needed_subsets(directions: Sequence[Direction]) -> list[tuple[str, ...]]:
     """The distinct subsets that the directions ask for, in order."""
     return list(dict.fromkeys(subset for direction in directions for subset in direction))
-
-
-def evaluate(
-    model: FusionModel,
-    batches: Callable[[], Iterable[Mapping[str, Any]]],
-    generator: torch.Generator | None = None,
-) -> dict[str, RetrievalScores]:
-    """Recall of every direction of single modalities, and of pairs against the third."""
-    directions = all_directions(model.modalities)
-    embedded, groups = embed_subsets(model, batches(), needed_subsets(directions))
-    return score_directions(embedded, groups, directions, generator)
 
 
 def _both(masks: Mapping[str, Tensor], first: str, second: str) -> Tensor:
@@ -156,20 +146,14 @@ def _absent(batch: Mapping[str, Any], dim: int) -> Embedded:
 
 def _join(parts: Sequence[Embedded]) -> Embedded:
     longest = max(len(part.stats.trace) for part in parts)
-    stats = [
-        # A batch that stopped earlier repeats its last residual, as a sample within a batch does.
-        part.stats._replace(
-            trace=torch.cat(
-                [part.stats.trace, part.stats.trace[-1:].expand(longest - len(part.stats.trace), -1)]
-            )
-        )
-        for part in parts
-    ]
-    joined = SolverStats(
-        *(torch.cat(columns, dim=-1) for columns in zip(*stats, strict=True))
-    )
+    stats = [part.stats._replace(trace=_lengthen(part.stats.trace, longest)) for part in parts]
     return Embedded(
         torch.cat([part.rows for part in parts]),
         torch.cat([part.present for part in parts]),
-        joined,
+        SolverStats(*(torch.cat(columns, dim=-1) for columns in zip(*stats, strict=True))),
     )
+
+
+def _lengthen(trace: Tensor, length: int) -> Tensor:
+    """Repeats the last residuals, as a sample that stopped early does within a batch."""
+    return torch.cat([trace, trace[-1:].expand(length - len(trace), -1)])

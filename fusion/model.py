@@ -4,7 +4,7 @@ Shapes: B batch, N tokens, D width, M modalities.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from fusion.block import FusionBlock
 from fusion.layers import masked_mean
 from fusion.projection import Projection
 from fusion.solver import SolverStats
-from fusion.tokens import Tokens, concat, select
+from fusion.tokens import Tokens, concat, select, split
 
 FUSED_TOGETHER = 256  # samples of one fusion pass
 
@@ -83,6 +83,10 @@ class FusionModel(nn.Module):
         """Names of the modalities."""
         return tuple(self.encoders)
 
+    def projection(self, modality: str) -> Projection:
+        """The projection of a modality."""
+        return cast(Projection, self.projections[modality])
+
     def encode(self, batch: Batch, modalities: Sequence[str]) -> dict[str, Tokens]:
         """Encodes and projects some modalities of a batch.
 
@@ -105,24 +109,28 @@ class FusionModel(nn.Module):
                 f"batch {', '.join(batch['inputs']) or 'none'}."
             )
         values, mask = batch["inputs"][name], batch["masks"][name]
-        if name in batch["positions"]:
-            position = batch["positions"][name]
-        else:
-            values, mask, position = self._run_encoder(name, values, mask)
-        latents = self.projections[name](values, mask)
-        index = torch.full(mask.shape[1:], self.modalities.index(name), device=mask.device)
-        return Tokens(latents, mask, position, index)
-
-    def _run_encoder(self, name: str, values: Tensor, mask: Tensor) -> EncoderOutput:
-        """Runs an encoder on the samples that have its modality; the others cost nothing."""
+        position = batch["positions"].get(name)
         present = mask.any(dim=1)
         if present.all() or not present.any():
-            return self.encoders[name](values, mask)
-        part = self.encoders[name](values[present], mask[present])
-        whole = (torch.zeros(len(mask), *column.shape[1:]).to(column) for column in part)
-        return EncoderOutput(
-            *(w.index_put((present,), p) for w, p in zip(whole, part, strict=True))
+            return self._run(name, values, mask, position)
+        # Samples without the modality cost nothing.
+        given = None if position is None else position[present]
+        part = self._run(name, values[present], mask[present], given)
+        return part.per_sample(
+            lambda column: column.new_zeros(len(mask), *column.shape[1:]).index_put(
+                (present,), column
+            )
         )
+
+    def _run(self, name: str, values: Tensor, mask: Tensor, position: Tensor | None) -> Tokens:
+        """Encoder, unless its tokens and their position are there already, and projection."""
+        if position is None:
+            encoded = cast(Encoder, self.encoders[name])(values, mask)
+        else:
+            encoded = EncoderOutput(values, mask, position)
+        latents = self.projections[name](encoded.values, encoded.mask)
+        index = torch.full(encoded.mask.shape[1:], self.modalities.index(name))
+        return Tokens(latents, encoded.mask, encoded.position, index.to(mask.device))
 
     def fuse(self, tokens: Mapping[str, Tokens]) -> Fused:
         """Fuses encoded modalities; samples may lack any of them (all-False rows of its mask)."""
@@ -158,8 +166,9 @@ class FusionModel(nn.Module):
         """
         lengths = torch.stack([part.mask.sum(dim=1) for part in tokens.values()]).sum(dim=0)
         order = lengths.argsort()
+        parts = {name: split(select(part, order), FUSED_TOGETHER) for name, part in tokens.items()}
         rows = [
-            self.pool(self.fuse({name: select(part, some) for name, part in tokens.items()}))
-            for some in order.split(FUSED_TOGETHER)
+            self.pool(self.fuse(dict(zip(parts, some, strict=True))))
+            for some in zip(*parts.values(), strict=True)
         ]
         return torch.cat(rows)[order.argsort()]

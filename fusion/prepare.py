@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from encoders.base import Encoder
 from encoders.cache import TokenCache
@@ -28,8 +28,8 @@ class Preparation:
         cache: keeps the tokens of frozen encoders on disk.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder], cache: TokenCache) -> None:
-        self.encoders = encoders
+    def __init__(self, encoders: nn.ModuleDict, cache: TokenCache) -> None:
+        self.encoders = cast(dict[str, Encoder], dict(encoders.items()))
         self.cache = cache
 
     def __call__(self, samples: Sequence[RawSample]) -> list[dict[str, dict[str, Tensor]]]:
@@ -69,7 +69,7 @@ def content_key(raw: Any) -> str:
     for part in raw if isinstance(raw, tuple) else (raw,):
         if isinstance(part, Tensor):
             digest.update(f"{part.dtype} {tuple(part.shape)}\0".encode())
-            digest.update(part.contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(part.contiguous().view(-1).view(torch.uint8).numpy().data)
         else:
             digest.update(f"{part}\0".encode())
     return digest.hexdigest()

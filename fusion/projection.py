@@ -39,23 +39,30 @@ class Projection(nn.Module):
         )
 
     def align(self, weight: Tensor, center: Tensor) -> None:
-        """Starts at a linear map: weight (D, E) acting on unit mean tokens minus center (E,)."""
+        """Fixes the linear part: weight (D, E) acting on unit mean tokens minus center (E,).
+
+        Only the residual MLP learns from then on: training the linear part too gains nothing and
+        costs time (docs/log.md).
+        """
+        self.linear.requires_grad_(False)
         with torch.no_grad():
             self.linear.weight.copy_(weight)
             self.center.copy_(center)
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Projects tokens (B, N, E) with mask (B, N), True = real, to latents (B, N, D)."""
-        mean = masked_mean(values, mask)
+        """Projects tokens (B, N, E), zero where the mask (B, N) is False, to latents (B, N, D)."""
+        real = mask.to(values.dtype)
+        mean = torch.einsum("bn,bne->be", real, values) / real.sum(1, keepdim=True).clamp_min(1)
         scale = mean.norm(dim=-1, keepdim=True).clamp_min(1e-6)
         mean = mean / scale - self.center
-        latents = self.linear(values / scale.unsqueeze(1) - self.center)
         # Unit variance per channel, whatever the width: what the MLP's first layer expects.
         standard = F.normalize(mean, dim=-1, eps=1e-6) * mean.shape[-1] ** 0.5
-        latents = latents + self.mlp(standard).unsqueeze(1)
+        shift = self.mlp(standard) - self.linear(self.center)
+        # = linear(values / scale - center) + mlp, in fewer passes over the tokens.
+        latents = self.linear(values) / scale.unsqueeze(1) + shift.unsqueeze(1)
         return latents * mask.unsqueeze(-1)
 
 
 def unit_means(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean token of each sample at unit norm, what alignments are fitted on: (B, N, E) -> (B, E)."""
+    """Mean token of each sample at unit norm: (B, N, E) -> (B, E); alignments are fitted on it."""
     return F.normalize(masked_mean(values, mask), dim=-1, eps=1e-6)

@@ -3,7 +3,7 @@
 Shapes: B batch, N tokens, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,20 @@ class Tokens(NamedTuple):
     mask: Tensor
     position: Tensor
     modality: Tensor
+
+    def detach(self) -> "Tokens":
+        """The same tokens, through which no gradient flows."""
+        return self._replace(values=self.values.detach())
+
+    def per_sample(self, change: Callable[[Tensor], Tensor]) -> "Tokens":
+        """Applies `change` to what has a row per sample; a (N,) `modality` has none."""
+        own = self.modality.dim() == 2
+        return Tokens(
+            change(self.values),
+            change(self.mask),
+            change(self.position),
+            change(self.modality) if own else self.modality,
+        )
 
 
 def concat(parts: Sequence[Tokens]) -> Tokens:
@@ -65,13 +79,24 @@ def select(tokens: Tokens, rows: Tensor) -> Tokens:
         tokens: of B samples.
         rows: (B,) bool, or indices of samples.
     """
-    mask = tokens.mask[rows]
-    used = mask.any(dim=0)
+    return _trim(tokens.per_sample(lambda column: column[rows]))
+
+
+def split(tokens: Tokens, num: int) -> list[Tokens]:
+    """The tokens of every `num` samples in turn, without the columns that none of those uses."""
+    values = tokens.values.split(num)  # one split: its backward pass is one concatenation
+    parts = []
+    for index, part in enumerate(values):
+        rows = slice(index * num, index * num + len(part))
+        others = tokens._replace(values=tokens.mask).per_sample(lambda column, r=rows: column[r])
+        parts.append(_trim(others._replace(values=part)))
+    return parts
+
+
+def _trim(tokens: Tokens) -> Tokens:
+    used = tokens.mask.any(dim=0)
     width = int(used.nonzero().max()) + 1 if used.any() else 1
-    modality = tokens.modality if tokens.modality.dim() == 1 else tokens.modality[rows]
-    return Tokens(
-        values=tokens.values[rows, :width],
-        mask=mask[:, :width],
-        position=tokens.position[rows, :width],
-        modality=modality[..., :width],
-    )
+    if width == len(used):
+        return tokens
+    trimmed = tokens.per_sample(lambda column: column[:, :width])
+    return trimmed._replace(modality=tokens.modality[..., :width])

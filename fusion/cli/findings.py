@@ -104,7 +104,7 @@ def _iteration(session: Session, results: Results) -> Iteration:
     return Iteration(
         num_iters=stats.num_iters[rows].tolist(),
         residuals=[stats.trace[: int(stats.num_iters[i]), i].tolist() for i in drawn.tolist()],
-        tol=session.model.blocks[0].solver.tol,
+        tol=session.tol,
         q=float(stats.q[rows].max()),
         error_bound=float(stats.error_bound[rows].max()),
         share_converged=float(stats.converged[rows].float().mean()),
@@ -136,7 +136,7 @@ def _training(session: Session, results: Results) -> Training:
     directions = [name for name in SHOWN_CURVES if name in results.trained]
     return Training(
         loss=_curve(rows, "loss/image->text"),
-        chance_loss=math.log(session.data.batch_size),
+        chance_loss=math.log(session.settings["data"]["batch_size"]),
         recall={f"{name} R@10": _curve(rows, f"val/{name}/R@10") for name in directions},
         recall_baseline={
             f"{name} R@10": results.baseline[name].recall_at_10

@@ -84,7 +84,9 @@ class Gallerist:
         for row in drawn.tolist():
             best = scores[row].topk(min(NUM_RESULTS, len(pool))).indices.tolist()
             answers = [
-                self._result(int(pool[b]), float(scores[row, b]), bool(positives[row, b]), direction)
+                self._result(
+                    int(pool[b]), float(scores[row, b]), bool(positives[row, b]), direction
+                )
                 for b in best
             ]
             found.append(self._query(int(asked[row]), answers, rank[row], direction))

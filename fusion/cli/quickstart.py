@@ -7,10 +7,8 @@ import json
 import logging
 import shutil
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,14 @@ from typing import Any
 import yaml
 
 SOURCES = ("stamps", "clipart", "emoji")
+MARK = ".quickstart"  # a folder with this file may be cleared
 
 
 def quickstart(
-    out: str = "runs/quickstart", seed: int = 0, cache: str = ".cache/tokens", overwrite: bool = True
+    out: str = "runs/quickstart",
+    seed: int = 0,
+    cache: str = ".cache/tokens",
+    overwrite: bool = False,
 ) -> None:
     """Trains on the sample pictures, captions and speech, then evaluates and writes a report.
 
@@ -32,13 +34,15 @@ def quickstart(
         out: run folder: model.ckpt, metrics.jsonl, summary.json, report.html and the index.
         seed: of the split by caption, the weights and the order of training.
         cache: folder that keeps the tokens of the frozen towers between runs.
-        overwrite: replace a run that is there already.
+        overwrite: replace a quickstart run that is in the folder already.
 
     Raises:
         ValueError: if the run folder holds something that is not a run, or may not be replaced.
     """
     run = Path(out)
     _make_room(run, overwrite)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     seconds: dict[str, float] = {}
     with _stage("load", seconds):
         from fusion.cli.stages import Session
@@ -61,7 +65,7 @@ def quickstart(
 
         _write_jsonl(run)
         write_findings(session, results, captions, seconds)
-    print(f"\nReport: {run / 'report.html'}\nSearch: fusion search {run} \"a red flower\"")
+    print(f'\nReport: {run / "report.html"}\nSearch: fusion search {run} "a red flower"')
 
 
 def _settings() -> dict[str, Any]:
@@ -78,13 +82,15 @@ def sample_shards() -> list[str]:
 def _make_room(run: Path, overwrite: bool) -> None:
     """Clears an earlier run, and nothing that is not one."""
     if not run.exists():
+        run.mkdir(parents=True)
+        (run / MARK).touch()
         return
-    if not run.is_dir() or (any(run.iterdir()) and not (run / "summary.json").exists()
-                            and not (run / "logs").exists()):
+    if not run.is_dir() or not (run / MARK).exists():
         raise ValueError(f"{run} exists and is not a run of the quickstart; give another --out.")
     if not overwrite:
-        raise ValueError(f"{run} holds a run already; give another --out, or --overwrite true.")
+        raise ValueError(f"{run} holds a run already; give another --out, or --overwrite.")
     shutil.rmtree(run)
+    _make_room(run, overwrite)
 
 
 @contextmanager

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch.cli import LightningCLI
 
 from datamodules.module import ShardDataModule
-from datamodules.samples import Sample
+from datamodules.samples import Sample, collate
 from datamodules.shards import read_shards
+from fusion.block import FusionBlock
+from fusion.checkpoint import restore
+from fusion.cli.index import entry_of
 from fusion.cli.quickstart import sample_shards
 from fusion.evaluation import (
     Embedded,
@@ -23,10 +28,26 @@ from fusion.evaluation import (
     score_directions,
 )
 from fusion.metrics import RetrievalScores
-
+from fusion.model import FusionModel
 from fusion.report import Picture, Recording
+from fusion.retrieval import LanceIndex
 from fusion.subsets import all_directions
 from fusion.tasks import CaptionTask, ContrastiveTask
+
+INDEXED_TOGETHER = 1024  # samples
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep large blocks instead of giving them back to the system at once.
+
+    Training on the CPU asks for the same few large blocks at every step; getting them anew, page
+    by page, took a quarter of the time. Elsewhere than on glibc nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 2**30)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 class Results(NamedTuple):
@@ -62,7 +83,7 @@ class Session:
         self._cli = self._build(ContrastiveTask, "contrastive", settings["model"], {})
         self.data: ShardDataModule = self._cli.datamodule
         self.data.prepare = self._cli.model.prepare
-        self.captioner: CaptionTask | None = None
+        self.captioner: CaptionTask | None = None  # after train_captions
 
     def _build(
         self, task: type, stage: str, model: Mapping[str, Any], extra: Mapping[str, Any]
@@ -88,15 +109,23 @@ class Session:
                 **self.settings[f"{stage}_trainer"],
             },
         }
-        return LightningCLI(task, ShardDataModule, args=config, run=False, save_config_callback=None)
+        return LightningCLI(
+            task, ShardDataModule, args=config, run=False, save_config_callback=None
+        )
 
     @property
-    def model(self):
+    def model(self) -> FusionModel:
         """The trained model."""
         return self._cli.model.model
 
+    @property
+    def tol(self) -> float:
+        """Residual at which the first block's iteration stops."""
+        return cast(FusionBlock, self.model.blocks[0]).solver.tol
+
     def train(self) -> None:
         """Contrastive training; leaves contrastive.ckpt."""
+        keep_freed_memory()
         self._cli.trainer.fit(self._cli.model, datamodule=self.data)
         self._cli.trainer.save_checkpoint(self.run / "contrastive.ckpt", weights_only=True)
 
@@ -108,6 +137,7 @@ class Session:
                 encoder["init_args"]["pretrained"] = False
         first = self.run / "contrastive.ckpt"
         cli = self._build(CaptionTask, "captioning", bare, {"init_from": str(first)})
+        self.data.batch_size = self.settings["captioning_batch_size"]
         cli.trainer.fit(cli.model, datamodule=self.data)
         cli.trainer.save_checkpoint(self.run / "model.ckpt", weights_only=True)
         first.unlink()  # model.ckpt holds all of it
@@ -132,8 +162,27 @@ class Session:
         assert self.captioner is not None
         written: list[str] = []
         for batch in self.data.val_dataloader():
-            written += [text or "" for text in self.captioner.write(batch)]
+            written += [text or "" for text in self.captioner.captioner.write(batch)]
         return written
+
+    def index(self) -> None:
+        """All pictures of the sample data, by the tokens that are there already."""
+        samples = [
+            s for s in (*self.data.train_samples, *self.data.val_samples) if "image" in s["inputs"]
+        ]
+        rows = []
+        with torch.no_grad():
+            for start in range(0, len(samples), INDEXED_TOGETHER):
+                batch = collate(samples[start : start + INDEXED_TOGETHER])
+                rows.append(self.model.embed(batch, ("image",)))
+        entries = [
+            entry_of(Sample(s["key"], s.get("shard", ""), {"image": b""}, s["caption"]), ("image",))
+            for s in samples
+        ]
+        fingerprint = restore(self.run / "model.ckpt").fingerprint
+        LanceIndex(self.run / "index", self.model.dim, fingerprint).add(
+            [entry.key for entry in entries], torch.cat(rows), [entry.metadata for entry in entries]
+        )
 
     def sentence(self, caption: str) -> str:
         """The part of a caption that the decoder learns to write."""
@@ -150,22 +199,20 @@ class Session:
     def pictures(self) -> dict[str, Picture]:
         """The picture files of the held-out samples by key."""
         return {
-            key: Picture(sample.inputs["image"], sample.caption)
-            for key, sample in self._raw_held_out().items()
-            if "image" in sample.inputs
+            key: Picture(data, sample.caption)
+            for key, sample in self._raw_held_out.items()
+            if isinstance(data := sample.inputs.get("image"), bytes)
         }
 
     def recordings(self) -> dict[str, Recording]:
         """The speech files of the held-out samples by key."""
         return {
-            key: Recording(
-                sample.inputs["audio"], sample.meta.get("caption", {}).get("fr", sample.caption)
-            )
-            for key, sample in self._raw_held_out().items()
-            if "audio" in sample.inputs
+            key: Recording(data, sample.meta.get("caption", {}).get("fr", sample.caption))
+            for key, sample in self._raw_held_out.items()
+            if isinstance(data := sample.inputs.get("audio"), bytes)
         }
 
-    @cache
+    @cached_property
     def _raw_held_out(self) -> dict[str, Sample]:
         wanted = {sample["key"] for sample in self.data.val_samples}
         shards = sample_shards()[:1]  # stamps, the only source that is held out

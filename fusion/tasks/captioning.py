@@ -1,6 +1,5 @@
 """Captioning: a decoder on top of a trained, frozen model."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,13 +9,11 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from encoders.cache import TokenCache
-from fusion.decoder import CaptionDecoder, Memory, memory_of
-from fusion.decoding import beam_search
+from fusion.captioner import Captioner
 from fusion.model import FusionModel
 from fusion.prepare import Preparation
 from fusion.tasks.optimization import adamw_with_cosine
-from fusion.tokens import select
-from fusion.vocabulary import PAD, Vocabulary
+from fusion.vocabulary import PAD
 
 
 class CaptionTask(LightningModule):
@@ -49,42 +46,30 @@ class CaptionTask(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.model = model.requires_grad_(False)
-        self.source = tuple(source.split("+"))
-        self.vocabulary = Vocabulary(vocabulary_size)
-        self.decoder = CaptionDecoder(model.dim, vocabulary_size)
-        self.prepare = Preparation(model.encoders, TokenCache(cache))  # pyright: ignore
+        self.captioner = Captioner(model.requires_grad_(False), source, vocabulary_size)
+        self.prepare = Preparation(model.encoders, TokenCache(cache))
         if init_from is not None:
             self._load(init_from)
 
     def _load(self, path: str) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         prefix = "model."
-        self.model.load_state_dict(
+        self.captioner.model.load_state_dict(
             {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
         )
 
     def train(self, mode: bool = True) -> "CaptionTask":
         """Sets the mode of the decoder; the frozen model stays in eval mode."""
         super().train(mode)
-        self.model.eval()
+        self.captioner.model.eval()
         return self
 
     def on_fit_start(self) -> None:
         """Learns the vocabulary from the training captions, unless a checkpoint brought one."""
         if self.trainer.ckpt_path is None:
-            captions = {sample["caption"] for sample in self.trainer.datamodule.train_samples}
-            self.vocabulary.learn(self.sentence(caption) for caption in captions)
-
-    def memory(self, batch: dict[str, Any]) -> tuple[Memory, Tensor]:
-        """What the decoder attends to, and which samples (B,) have the source modalities.
-
-        The memory holds those samples only.
-        """
-        tokens = self.model.encode(batch, self.source)
-        rows = torch.stack([part.mask.any(1) for part in tokens.values()]).all(0)
-        fused = self.model.fuse({name: select(part, rows) for name, part in tokens.items()})
-        return memory_of(fused, self.model.pool(fused)), rows
+            datamodule: Any = getattr(self.trainer, "datamodule")  # noqa: B009
+            captions = {sample["caption"] for sample in datamodule.train_samples}
+            self.captioner.vocabulary.learn(self.sentence(caption) for caption in captions)
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         """Cross-entropy of the next piece."""
@@ -99,27 +84,16 @@ class CaptionTask(LightningModule):
 
     def _loss(self, batch: dict[str, Any], label_smoothing: float) -> Tensor:
         with torch.no_grad():
-            memory, rows = self.memory(batch)
+            memory, rows = self.captioner.memory(batch)
         wanted = [c for c, kept in zip(batch["captions"], rows.tolist(), strict=True) if kept]
-        longest = self.decoder.max_pieces
-        coded = [self.vocabulary.encode(self.sentence(text), longest) for text in wanted]
+        decoder, vocabulary = self.captioner.decoder, self.captioner.vocabulary
+        coded = [vocabulary.encode(self.sentence(text), decoder.max_pieces) for text in wanted]
         pieces = pad_sequence([torch.tensor(ids) for ids in coded], batch_first=True)
         pieces = pieces.to(memory.values.device)
-        logits = self.decoder(pieces[:, :-1], memory)
-        return F.cross_entropy(
-            logits.flatten(0, 1),
-            pieces[:, 1:].flatten(),
-            ignore_index=PAD,
-            label_smoothing=label_smoothing,
-        )
-
-    def write(self, batch: dict[str, Any], num_beams: int = 4) -> list[str | None]:
-        """A caption for each sample; None for those without the source modalities."""
-        with torch.no_grad():
-            memory, rows = self.memory(batch)
-        pieces: Sequence[list[int]] = beam_search(self.decoder, memory, num_beams).tolist()
-        written = iter(pieces)
-        return [self.vocabulary.decode(next(written)) if kept else None for kept in rows.tolist()]
+        following = pieces[:, 1:]
+        real = following != PAD  # scoring a vocabulary at padding would be most of the work
+        logits = decoder.logits(decoder.states(pieces[:, :-1], memory)[real])
+        return F.cross_entropy(logits, following[real], label_smoothing=label_smoothing)
 
     def sentence(self, caption: str) -> str:
         """The part of a caption that is learned and written."""
@@ -128,7 +102,7 @@ class CaptionTask(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up and cosine decay over the whole run."""
         return adamw_with_cosine(
-            self.decoder.parameters(),
+            self.captioner.decoder.parameters(),
             self.hparams["lr"],
             self.hparams["weight_decay"],
             num_warmup=20,

@@ -1,7 +1,6 @@
 """Contrastive training over disjoint subsets of modalities."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,22 +57,27 @@ class ContrastiveTask(LightningModule):
         shares = directions or {str(d): 1.0 for d in all_directions(model.modalities)}
         self.shares = {parse_direction(name): share for name, share in shares.items()}
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
-        self.prepare = Preparation(model.encoders, TokenCache(cache))  # pyright: ignore
+        self.prepare = Preparation(model.encoders, TokenCache(cache))
 
     def on_fit_start(self) -> None:
         """Starts the projections at the linear alignment, unless a checkpoint was loaded."""
         align_to = self.hparams["align_to"]
         if align_to is not None and self.trainer.ckpt_path is None:
-            align_model(self.model, self.trainer.datamodule.train_batches(), align_to)
+            datamodule: Any = getattr(self.trainer, "datamodule")  # noqa: B009
+            batches = list(datamodule.train_batches())
+            align_model(self.model, batches, align_to)
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         """Sums the losses of the directions drawn for this step."""
         drawn = self._draw()
         names = [m for m in self.model.modalities if any(m in d.query + d.target for d in drawn)]
         tokens = self.model.encode(batch, [name for name in names if name in batch["inputs"]])
+        fixed = {name: tokens[name].detach() for name in tokens}
         total = self.log_logit_scale.new_zeros(())
         for direction in drawn:
-            loss = self._loss(direction, tokens, batch["group_id"])
+            learning = self._learning(direction)
+            seen = {name: tokens[name] if name in learning else fixed[name] for name in tokens}
+            loss = self._loss(direction, seen, batch["group_id"])
             if loss is not None:
                 self.log(f"loss/{direction}", loss, batch_size=len(batch["group_id"]))
                 total = total + loss
@@ -87,6 +91,16 @@ class ContrastiveTask(LightningModule):
         drawn = [d for (d, s), u in zip(self.shares.items(), draws, strict=True) if u < s]
         return drawn or [max(self.shares, key=lambda d: self.shares[d])]
 
+    def _learning(self, direction: Direction) -> set[str]:
+        """The modalities whose towers a direction trains.
+
+        Those that train from scratch, if the direction has any: they come to meet the modalities
+        that are aligned already, which would else be pulled about by the newcomers' noise.
+        """
+        names = set(direction.query + direction.target)
+        scratch = {name for name in names if not self.model.encoders[name].frozen}
+        return scratch or names
+
     def _loss(
         self, direction: Direction, tokens: dict[str, Tokens], group_id: Tensor
     ) -> Tensor | None:
@@ -97,11 +111,11 @@ class ContrastiveTask(LightningModule):
         rows = torch.stack([tokens[name].mask.any(1) for name in needed]).all(0)
         if rows.sum() < 2:
             return None
-        sides = (
+        query, target = (
             self.model.embed_tokens({name: select(tokens[name], rows) for name in subset})
             for subset in direction
         )
-        return contrastive_loss(*sides, self._logit_scale(), group_id[rows])
+        return contrastive_loss(query, target, self._logit_scale(), group_id[rows])
 
     def _logit_scale(self) -> Tensor:
         return self.log_logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
