@@ -41,12 +41,12 @@ def quickstart(
     """
     run = Path(out)
     _make_room(run, overwrite)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     seconds: dict[str, float] = {}
     with _stage("load", seconds):
         from fusion.cli.stages import Session
 
+        for name in ("lightning.pytorch", "lightning.fabric"):  # after the import, which resets it
+            logging.getLogger(name).setLevel(logging.WARNING)
         session = Session(_settings(), run, seed, Path(cache))
     with _stage("prepare", seconds):
         session.data.setup("fit")
@@ -80,17 +80,15 @@ def sample_shards() -> list[str]:
 
 
 def _make_room(run: Path, overwrite: bool) -> None:
-    """Clears an earlier run, and nothing that is not one."""
-    if not run.exists():
-        run.mkdir(parents=True)
-        (run / MARK).touch()
-        return
-    if not run.is_dir() or not (run / MARK).exists():
+    """Makes the run folder, clearing an earlier quickstart and nothing else."""
+    if run.exists() and not (run.is_dir() and ((run / MARK).exists() or not any(run.iterdir()))):
         raise ValueError(f"{run} exists and is not a run of the quickstart; give another --out.")
-    if not overwrite:
-        raise ValueError(f"{run} holds a run already; give another --out, or --overwrite.")
-    shutil.rmtree(run)
-    _make_room(run, overwrite)
+    if (run / MARK).exists():
+        if not overwrite:
+            raise ValueError(f"{run} holds a run already; give another --out, or --overwrite.")
+        shutil.rmtree(run)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / MARK).touch()
 
 
 @contextmanager

@@ -1,0 +1,126 @@
+import pytest
+import torch
+from torch import nn
+
+from encoders.base import Encoder, EncoderOutput
+from fusion.alignment import align_model, paired_means, ridge_regression
+from fusion.model import FusionModel
+from fusion.projection import unit_means
+
+
+class Toy(Encoder):
+    def __init__(self, modality: str, dim: int, frozen: bool) -> None:
+        super().__init__(modality, dim, torch.as_tensor)
+        self.linear = nn.Linear(dim, dim)
+        if frozen:
+            self.freeze()
+
+    def forward(self, inputs, mask):
+        return EncoderOutput(self.linear(inputs), mask, torch.zeros(*mask.shape, 3))
+
+
+def make_data(num: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    weight = torch.randint(1, 4, (num,)).double()
+    return torch.randn(num, 5).double() + 2, torch.randn(num, 3).double() - 1, weight
+
+
+def test_ridge_is_least_squares_on_augmented_data():
+    x, y, weight = make_data()
+    fitted = ridge_regression(x, y, weight, strength=0.7)
+    share = (weight / weight.sum()).unsqueeze(1)
+    x_mean, y_mean = (share * x).sum(0), (share * y).sum(0)
+    root = weight.sqrt().unsqueeze(1)
+    left = torch.cat([root * (x - x_mean), 0.7**0.5 * torch.eye(5).double()])
+    right = torch.cat([root * (y - y_mean), torch.zeros(5, 3).double()])
+    torch.testing.assert_close(fitted.weight, torch.linalg.lstsq(left, right).solution.T)
+    torch.testing.assert_close(fitted.source_mean, x_mean)
+    torch.testing.assert_close(fitted.target_mean, y_mean)
+    torch.testing.assert_close(fitted(x), (x - x_mean) @ fitted.weight.T)
+
+
+def test_ridge_is_a_minimum():
+    x, y, weight = make_data()
+    fitted = ridge_regression(x, y, weight)
+    free = fitted.weight.clone().requires_grad_()
+    error = (fitted._replace(weight=free)(x) - (y - fitted.target_mean)).square().sum(1)
+    ((weight * error).sum() + free.square().sum()).backward()
+    assert free.grad.abs().max() < 1e-10
+
+
+def test_weights_are_repeated_rows():
+    x, y, weight = make_data()
+    times = weight.long()
+    repeated = (x.repeat_interleave(times, 0), y.repeat_interleave(times, 0))
+    one = ridge_regression(*repeated, torch.ones(int(times.sum())))
+    for got, expected in zip(ridge_regression(x, y, weight), one, strict=True):
+        torch.testing.assert_close(got, expected)
+    assert not torch.allclose(one.weight, ridge_regression(x, y, torch.ones(40)).weight)
+
+
+def test_ridge_keeps_the_dtype():
+    x, y, weight = make_data()
+    assert {t.dtype for t in ridge_regression(x.float(), y, weight)} == {torch.float32}
+
+
+def test_ridge_errors():
+    x, y, weight = make_data()
+    for wrong in [(x[1:], y, weight), (x, y, weight[1:]), (x[:0], y[:0], weight[:0])]:
+        with pytest.raises(ValueError, match="one of each per sample"):
+            ridge_regression(*wrong)
+    with pytest.raises(ValueError, match="positive strength"):
+        ridge_regression(x, y, weight, strength=0)
+    with pytest.raises(ValueError, match="finite"):
+        ridge_regression(x, y * torch.inf, weight)
+
+
+def make_batch(num: int = 12) -> dict:
+    masks = {"image": torch.rand(num, 3) > 0.3, "text": torch.rand(num, 4) > 0.5}
+    masks["image"][0] = masks["text"][1] = False
+    masks["image"][2:, 0] = masks["text"][2:, 0] = True
+    inputs = {"image": torch.randn(num, 3, 6), "text": torch.randn(num, 4, 8)}
+    inputs = {name: values * masks[name].unsqueeze(-1) for name, values in inputs.items()}
+    return {"inputs": inputs, "masks": masks, "weight": torch.rand(num) + 0.1}
+
+
+def test_paired_means_leaves_out_samples_that_lack_either():
+    batches = [make_batch(), make_batch()]
+    source, target, weight = paired_means(batches, "image", "text")
+    assert source.shape == (20, 6) and target.shape == (20, 8)
+    assert weight.equal(torch.cat([batch["weight"][2:] for batch in batches]))
+    expected = unit_means(batches[1]["inputs"]["text"], batches[1]["masks"]["text"])
+    torch.testing.assert_close(target[10:], expected[2:])
+
+
+def make_model(image_frozen: bool = True, text_frozen: bool = True) -> FusionModel:
+    encoders = {"image": Toy("image", 6, image_frozen), "text": Toy("text", 8, text_frozen)}
+    return FusionModel(encoders, dim=8, hidden=8)
+
+
+def test_align_model():
+    model, batches = make_model(), [make_batch(), make_batch()]
+    align_model(model, batches, "text", strength=0.5)
+    source, target, weight = paired_means(batches, "image", "text")
+    fitted = ridge_regression(source, target, weight / weight.max(), 0.5)
+    torch.testing.assert_close(model.projection("image").linear.weight, fitted.weight)
+    torch.testing.assert_close(model.projection("image").center, fitted.source_mean)
+    assert model.projection("text").linear.weight.equal(torch.eye(8))
+    torch.testing.assert_close(model.projection("text").center, fitted.target_mean)
+
+
+def test_encoders_that_train_are_left_alone():
+    model = make_model(image_frozen=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    align_model(model, [make_batch()], "text")
+    for name, value in model.projection("image").state_dict().items():
+        assert value.equal(before[f"projections.image.{name}"])
+
+
+@pytest.mark.parametrize("reference", ["image", "audio"])
+def test_a_reference_must_have_the_width_of_the_model(reference):
+    with pytest.raises(ValueError, match=f"Cannot align to '{reference}'"):
+        align_model(make_model(), [make_batch()], reference)
+
+
+def test_a_reference_must_be_frozen():
+    with pytest.raises(ValueError, match="Cannot align to 'text'"):
+        align_model(make_model(text_frozen=False), [make_batch()], "text")
