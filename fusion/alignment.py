@@ -81,14 +81,13 @@ def align_model(
     Raises:
         ValueError: if the reference cannot serve as one.
     """
-    frozen = [name for name, e in model.encoders.items() if e.frozen]
-    if reference not in frozen or model.encoders[reference].dim != model.dim:
+    if reference not in model.frozen or model.encoders[reference].dim != model.dim:
         raise ValueError(
             f"Cannot align to {reference!r}; name a modality with a frozen encoder whose width is "
             f"the model's dim ({model.dim}), or set align_to to null for a random start."
         )
     eye = torch.eye(model.dim)
-    for name in frozen:
+    for name in model.frozen:
         if name == reference:
             continue
         source, target, weight = paired_means(batches, name, reference)

@@ -138,10 +138,9 @@ def _both(masks: Mapping[str, Tensor], first: str, second: str) -> Tensor:
 
 
 def _absent(batch: Mapping[str, Any], dim: int) -> Embedded:
-    num = len(batch["group_id"])
-    zeros, no = torch.zeros(num), torch.zeros(num, dtype=torch.bool)
-    stats = SolverStats(zeros.long(), zeros, ~no, zeros, zeros, zeros.unsqueeze(0))
-    return Embedded(torch.zeros(num, dim), no, stats)
+    zeros = torch.zeros_like(batch["group_id"], dtype=torch.float32)
+    stats = SolverStats(zeros.long(), zeros, zeros == 0, zeros, zeros, zeros.unsqueeze(0))
+    return Embedded(zeros.new_zeros(len(zeros), dim), zeros != 0, stats)
 
 
 def _join(parts: Sequence[Embedded]) -> Embedded:

@@ -83,6 +83,11 @@ class FusionModel(nn.Module):
         """Names of the modalities."""
         return tuple(self.encoders)
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the modalities whose encoder is frozen."""
+        return tuple(n for n, e in self.encoders.items() if cast(Encoder, e).frozen)
+
     def projection(self, modality: str) -> Projection:
         """The projection of a modality."""
         return cast(Projection, self.projections[modality])
@@ -156,14 +161,17 @@ class FusionModel(nn.Module):
 
     def embed(self, batch: Batch, modalities: Sequence[str] | None = None) -> Tensor:
         """Unit embeddings (B, D) of a subset of modalities; None is all that the batch has."""
-        names = modalities or [name for name in self.modalities if name in batch["inputs"]]
-        return self.embed_tokens(self.encode(batch, names))
+        if modalities is None:
+            modalities = [name for name in self.modalities if name in batch["inputs"]]
+        return self.embed_tokens(self.encode(batch, modalities))
 
     def embed_tokens(self, tokens: Mapping[str, Tokens]) -> Tensor:
         """Unit embeddings (B, D) of encoded modalities.
 
         Samples of like length are fused together, since padding costs as much as tokens.
         """
+        if not tokens:
+            raise ValueError("Got no modality to embed; give at least one.")
         lengths = torch.stack([part.mask.sum(dim=1) for part in tokens.values()]).sum(dim=0)
         order = lengths.argsort()
         parts = {name: split(select(part, order), FUSED_TOGETHER) for name, part in tokens.items()}

@@ -39,12 +39,7 @@ class Projection(nn.Module):
         )
 
     def align(self, weight: Tensor, center: Tensor) -> None:
-        """Fixes the linear part: weight (D, E) acting on unit mean tokens minus center (E,).
-
-        Only the residual MLP learns from then on: training the linear part too gains nothing and
-        costs time (docs/log.md).
-        """
-        self.linear.requires_grad_(False)
+        """Sets the linear part: weight (D, E) acting on unit mean tokens minus center (E,)."""
         with torch.no_grad():
             self.linear.weight.copy_(weight)
             self.center.copy_(center)

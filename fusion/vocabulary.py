@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 PAD, START, END = 0, 1, 2
 _SPECIAL = ["<pad>", "<start>", "<end>"]
+_SMALLEST = 256 + len(_SPECIAL)
 
 
 @final
@@ -19,10 +20,18 @@ class Vocabulary(nn.Module):
 
     Args:
         size: most pieces; fixes the width of a decoder's output before anything is learned.
+
+    Raises:
+        ValueError: if `size` cannot hold every byte.
     """
 
     def __init__(self, size: int = 4096) -> None:
         super().__init__()
+        if size < _SMALLEST:
+            raise ValueError(
+                f"Got a vocabulary size of {size}; give at least {_SMALLEST}, which holds every "
+                "byte and the special pieces."
+            )
         self.size = size
         self._definition = b""
         self._tokenizer = None
@@ -72,6 +81,8 @@ class Vocabulary(nn.Module):
 
         self._definition = definition
         self._tokenizer = Tokenizer.from_str(definition.decode()) if definition else None
+        if self._tokenizer is not None:
+            self._tokenizer.encode_special_tokens = True  # a caption with "<end>" in it is text
 
     def _ready(self):
         if self._tokenizer is None:

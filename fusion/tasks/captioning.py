@@ -13,6 +13,7 @@ from fusion.captioner import Captioner
 from fusion.model import FusionModel
 from fusion.prepare import Preparation
 from fusion.tasks.optimization import adamw_with_cosine
+from fusion.tasks.saving import without_modules
 from fusion.vocabulary import PAD
 
 
@@ -98,6 +99,10 @@ class CaptionTask(LightningModule):
     def sentence(self, caption: str) -> str:
         """The part of a caption that is learned and written."""
         return caption.split(self.hparams["cut_at"])[0] if self.hparams["cut_at"] else caption
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the file loadable with `weights_only=True`; see `without_modules`."""
+        without_modules(checkpoint)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up and cosine decay over the whole run."""

@@ -15,6 +15,7 @@ from fusion.model import FusionModel
 from fusion.prepare import Preparation
 from fusion.subsets import Direction, all_directions, parse_direction
 from fusion.tasks.optimization import adamw_with_cosine
+from fusion.tasks.saving import without_modules
 from fusion.tokens import Tokens, select
 
 MAX_LOGIT_SCALE = 100.0
@@ -56,6 +57,10 @@ class ContrastiveTask(LightningModule):
         self.model = model
         shares = directions or {str(d): 1.0 for d in all_directions(model.modalities)}
         self.shares = {parse_direction(name): share for name, share in shares.items()}
+        if align_to is not None:
+            # The alignment stays and residuals learn: training both gained nothing (docs/log.md).
+            for name in model.frozen:
+                model.projection(name).linear.requires_grad_(False)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
         self.prepare = Preparation(model.encoders, TokenCache(cache))
 
@@ -98,7 +103,7 @@ class ContrastiveTask(LightningModule):
         that are aligned already, which would else be pulled about by the newcomers' noise.
         """
         names = set(direction.query + direction.target)
-        scratch = {name for name in names if not self.model.encoders[name].frozen}
+        scratch = names.difference(self.model.frozen)
         return scratch or names
 
     def _loss(
@@ -139,6 +144,10 @@ class ContrastiveTask(LightningModule):
         self.log("val/num_iters", stats.num_iters.float().mean())
         self.log("val/converged", stats.converged.float().mean())
         self._held_out = []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the file loadable with `weights_only=True`; see `without_modules`."""
+        without_modules(checkpoint)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up and cosine decay over the whole run."""

@@ -72,11 +72,12 @@ def test_the_mean_of_a_new_projection_is_linear():
     torch.testing.assert_close(mean, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_aligning_fixes_the_linear_part_only():
-    projection = Projection(6, 4, hidden=10, dropout=0.1)
-    projection.align(torch.randn(4, 6), torch.zeros(6))
-    assert not projection.linear.weight.requires_grad
-    assert all(p.requires_grad for p in projection.mlp.parameters())
+def test_aligning_sets_the_linear_part_only():
+    projection, weight, center = Projection(6, 4, 10, dropout=0.1), torch.randn(4, 6), torch.rand(6)
+    before = [p.clone() for p in projection.mlp.parameters()]
+    projection.align(weight, center)
+    assert torch.equal(projection.linear.weight, weight) and torch.equal(projection.center, center)
+    assert all(map(torch.equal, before, projection.mlp.parameters()))
 
 
 def test_scale_and_padding_change_nothing():

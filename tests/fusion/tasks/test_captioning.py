@@ -113,7 +113,6 @@ def test_the_state_dict_brings_the_vocabulary(tmp_path):
     assert other.eval().captioner.write(batch) == task.eval().captioner.write(batch)
 
 
-@pytest.mark.xfail(strict=True, reason="hyper_parameters hold the model object itself")
 def test_a_checkpoint_is_plain_data(tmp_path):
     task, path = make_task(tmp_path), tmp_path / "model.ckpt"
     fit(task, tmp_path, max_epochs=1)[0].save_checkpoint(path, weights_only=True)

@@ -138,7 +138,6 @@ def test_a_checkpoint_of_the_command_line_is_plain_data(runs):
         assert "state_dict" in torch.load(run / "model.ckpt", weights_only=True)
 
 
-@pytest.mark.xfail(strict=True, reason="hyper_parameters hold the model object itself")
 def test_a_checkpoint_is_plain_data(tmp_path):
     task, path = make_task(tmp_path), tmp_path / "model.ckpt"
     trainer = make_trainer(tmp_path, Losses(), max_epochs=1)
@@ -149,7 +148,6 @@ def test_a_checkpoint_is_plain_data(tmp_path):
     assert all(state[name].equal(value) for name, value in task.state_dict().items())
 
 
-@pytest.mark.xfail(strict=True, reason="a resumed run trains the linear parts that align() fixed")
 def test_an_aligned_run_goes_on_from_its_checkpoint(tmp_path):
     frozen, path = ("image", "text"), tmp_path / "last.ckpt"
     data = Data(frozen)
