@@ -40,9 +40,11 @@ def main() -> None:
 
     with torch.no_grad():
         choice = block.choose(tokens.values, tokens.mask, tokens.position)
-        latents, stats = block.solver(choice.step, choice.anchors, choice.mask, choice.update.q)
-        truth, _ = exact(choice.step, choice.anchors, choice.mask)
-    gap = (latents - truth).norm(dim=-1).amax(dim=(1, 2))
+        start = choice.start()
+        real = choice.real(start)
+        state, stats = block.solver(choice.step, start, real, choice.q)
+        truth, _ = exact(choice.step, start, real)
+    gap = (state - truth).norm(dim=-1).amax(dim=(1, 2))
 
     print("modalities         rounds  converged      q   error <=   true error")
     for row in range(len(tokens.mask)):

@@ -4,18 +4,19 @@ Shapes: B batch, N tokens, D width, H heads, K slots, d width of a head (D / H b
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusion.accom import Accom, Mixing, SlotAccom
-from fusion.assim import AnchoredAssim, Assim, Update
+from fusion.accom import Accom, SlotAccom
+from fusion.assim import AnchoredAssim, Assim
+from fusion.choice import Choice
 from fusion.layers import MLP
 from fusion.phase import rotate
 from fusion.solver import FixedPointSolver, SolverStats
+from fusion.tokens import Place
 
 # Also bounds the slope of the norms at a zero token, by 1/sqrt(EPS).
 EPS = 1e-6
@@ -29,35 +30,13 @@ class FusionOutput(NamedTuple):
         context: (B, K, D) the slots of all heads, brought to the width of the tokens by the
             transpose of the anchor projection; 0 for a sample without tokens.
         stats: what the iteration did, per sample.
+        slots: (B, H, K, d) the same context, head by head: a warm start for a similar input.
     """
 
     values: Tensor
     context: Tensor
     stats: SolverStats
-
-
-@final
-@dataclass(frozen=True)
-class Choice:
-    """All that is chosen from an input before the iteration.
-
-    Attributes:
-        anchors: (B, H, N, d) projected tokens, rotated by position; 0 where not real.
-        mask: (B, N) bool, True = real token.
-        position: (B, N, 3), or None.
-        update: the chosen Assim map.
-        mixing: the chosen Accom weights.
-    """
-
-    anchors: Tensor
-    mask: Tensor
-    position: Tensor | None
-    update: Update
-    mixing: Mixing
-
-    def step(self, latents: Tensor) -> Tensor:
-        """One round of Accom and Assim: latents (B, H, N, d) -> latents."""
-        return self.update(latents, self.mixing.gather(latents), self.mixing.read)
+    slots: Tensor
 
 
 class FusionBlock(nn.Module):
@@ -114,7 +93,14 @@ class FusionBlock(nn.Module):
         self.mlp_norm = nn.RMSNorm(dim, eps=EPS)
         self.mlp = MLP(dim, hidden or 4 * dim)
 
-    def forward(self, values: Tensor, mask: Tensor, position: Tensor | None = None) -> FusionOutput:
+    def forward(
+        self,
+        values: Tensor,
+        mask: Tensor,
+        position: Tensor | None = None,
+        modality: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> FusionOutput:
         """Fuses the tokens of each sample.
 
         Args:
@@ -123,6 +109,10 @@ class FusionBlock(nn.Module):
             mask: (B, N) bool, True = real token. What the others hold changes nothing, and they
                 are returned as they came.
             position: (B, N, 3): seconds, row, column. None is the same as all zero.
+            modality: (B, N) or (N,) int, for Accoms that ask which modality a token came from.
+                None is the same as all zero.
+            slots: (B, H, K, d) the `slots` of an earlier output to start from; rows that are not
+                finite start anew. None starts from the anchors.
 
         Returns:
             Refined tokens, context and statistics.
@@ -131,11 +121,17 @@ class FusionBlock(nn.Module):
             ValueError: if a shape or dtype is not as above, or the solver's tol is below what
                 the dtype can resolve.
         """
-        return self.evaluate(self.choose(values, mask, position), values)
+        return self.evaluate(self.choose(values, mask, position, modality), values, slots)
 
-    def choose(self, values: Tensor, mask: Tensor, position: Tensor | None = None) -> Choice:
+    def choose(
+        self,
+        values: Tensor,
+        mask: Tensor,
+        position: Tensor | None = None,
+        modality: Tensor | None = None,
+    ) -> Choice:
         """Chooses all that the iteration needs; arguments and errors as in `forward`."""
-        self._check(values, mask, position)
+        self._check(values, mask, position, modality)
         projected = self.anchor(self.norm(self._clean(values, mask)))
         with torch.autocast(values.device.type, enabled=False):
             heads = self._split(projected.to(self.gain.dtype))
@@ -144,31 +140,33 @@ class FusionBlock(nn.Module):
             if position is not None:
                 position = torch.where(mask.unsqueeze(-1), position, 0)
                 anchors = rotate(anchors, position)
+            place = _place(mask, position, modality)
             update = self.assim(anchors, mask)
-            return Choice(anchors, mask, position, update, self.accom(anchors, mask))
+            return Choice(anchors, mask, position, update, self.accom(anchors, mask, place))
 
-    def evaluate(self, choice: Choice, values: Tensor) -> FusionOutput:
+    def evaluate(self, choice: Choice, values: Tensor, slots: Tensor | None = None) -> FusionOutput:
         """Iterates the chosen map and adds what it found to the tokens.
 
         Args:
             choice: from `choose`.
             values: (B, N, D) the tokens it was chosen for.
+            slots: as in `forward`.
 
         Returns:
             As `forward`.
         """
         with torch.autocast(values.device.type, enabled=False):
-            latents, stats = self.solver(
-                choice.step, choice.anchors, choice.mask, q=choice.update.q
-            )
-            context = _merge(choice.mixing.gather(latents)) @ self.anchor.weight
+            start = choice.start(slots)
+            state, stats = self.solver(choice.step, start, choice.real(start), choice.q)
+            latents, slots = choice.read_out(state)
+            context = _merge(slots) @ self.anchor.weight
             if choice.position is not None:
                 latents = rotate(latents, choice.position, sign=-1)
         refined = self._clean(values, choice.mask)
         refined = refined + self.out(_merge(latents)).to(refined.dtype)
         refined = refined + self.mlp(self.mlp_norm(refined)).to(refined.dtype)
         refined = torch.where(choice.mask.unsqueeze(-1), refined.to(values.dtype), values)
-        return FusionOutput(refined, context, stats)
+        return FusionOutput(refined, context, stats, slots)
 
     def _clean(self, values: Tensor, mask: Tensor) -> Tensor:
         """The real tokens in the parameters' dtype; 0 elsewhere, whatever was there."""
@@ -178,7 +176,9 @@ class FusionBlock(nn.Module):
         """(B, N, H d) -> (B, H, N, d)."""
         return values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def _check(self, values: Tensor, mask: Tensor, position: Tensor | None) -> None:
+    def _check(
+        self, values: Tensor, mask: Tensor, position: Tensor | None, modality: Tensor | None
+    ) -> None:
         shape = tuple(values.shape)
         if len(shape) != 3 or shape[2] != self.dim or shape[1] == 0:
             raise ValueError(
@@ -202,8 +202,19 @@ class FusionBlock(nn.Module):
                 f"Got position of shape {tuple(position.shape)}; give {(*shape[:2], 3)}: seconds, "
                 "row, column of every token."
             )
+        if modality is not None and tuple(modality.shape) not in (shape[:2], shape[1:2]):
+            raise ValueError(
+                f"Got modality of shape {tuple(modality.shape)}; give {shape[:2]} or {shape[1:2]}: "
+                "an index for every token."
+            )
 
 
 def _merge(heads: Tensor) -> Tensor:
     """(B, H, N, d) -> (B, N, H d)."""
     return heads.transpose(1, 2).flatten(2)
+
+
+def _place(mask: Tensor, position: Tensor | None, modality: Tensor | None) -> Place:
+    where = mask.new_zeros(*mask.shape, 3, dtype=torch.float32) if position is None else position
+    which = mask.new_zeros(mask.shape, dtype=torch.long) if modality is None else modality
+    return Place(where, which.expand(mask.shape))

@@ -143,7 +143,7 @@ class FusionModel(nn.Module):
         values, mask = joined.values, joined.mask
         stats, context = [], values.new_zeros(len(mask), 0, self.dim)
         for block in self.blocks:
-            values, context, block_stats = block(values, mask, joined.position)
+            values, context, block_stats, _ = block(values, mask, joined.position, joined.modality)
             stats.append(block_stats)
         return Fused(joined._replace(values=values), context, tuple(stats))
 

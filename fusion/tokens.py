@@ -10,6 +10,18 @@ import torch
 from torch import Tensor
 
 
+class Place(NamedTuple):
+    """Where each token is, and which modality it came from.
+
+    Attributes:
+        position: (B, N, 3) float: seconds, row, column; 0 where an axis does not apply.
+        modality: (B, N) int: index of the modality.
+    """
+
+    position: Tensor
+    modality: Tensor
+
+
 class Tokens(NamedTuple):
     """Tokens with what is known about each of them.
 

@@ -9,13 +9,14 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from fusion.accom.base import Accom
+from fusion.accom.base import Accom, FrozenMixing
 from fusion.layers import masked_softmax
+from fusion.tokens import Place
 
 
 @final
 @dataclass(frozen=True)
-class SlotMixing:
+class SlotMixing(FrozenMixing):
     """C_k = sum_i a_ik z_i and c_i = sum_k b_ik C_k.
 
     Attributes:
@@ -51,7 +52,7 @@ class SlotAccom(Accom):
         self.pool_query = nn.Parameter(torch.randn(num_heads, num_slots, dim_head))
         self.feed_query = nn.Parameter(torch.randn(num_heads, num_slots, dim_head))
 
-    def forward(self, anchors: Tensor, mask: Tensor) -> SlotMixing:
+    def forward(self, anchors: Tensor, mask: Tensor, place: Place) -> SlotMixing:
         """Chooses both sets of weights from the anchors; see `Accom.forward`."""
         pool = torch.einsum("bhnd,hkd->bhkn", anchors, self.pool_query)
         feed = torch.einsum("bhnd,hkd->bhnk", anchors, self.feed_query)

@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from fusion.assim.base import Assim
+from fusion.assim.base import Assim, Update
 from fusion.certificate import spectral_norm_bound
 from fusion.layers import masked_mean
 from fusion.phase import multiply, rotor
@@ -23,7 +23,7 @@ START_COUPLING = 3 / 4
 
 @final
 @dataclass(frozen=True)
-class AnchoredUpdate:
+class AnchoredUpdate(Update):
     """z_i <- N_E([(1-g) + g u(c_i)] * (m z_i + (1-m) x_i) + alpha K c_i), with c_i = read(C)_i,
     u(c) = c / sqrt(eta^2 + |c|^2) per channel and N_E(h) = h / sqrt(1 + |h|^2 / E^2).
 
@@ -31,7 +31,7 @@ class AnchoredUpdate:
         anchors: (B, H, N, d) x.
         strength: (B, H, 1, 1) alpha, in [0, 1].
         coupling: (H, d, d) K as a real matrix.
-        q: (B,) contraction factor.
+        gain: (B,) see `Update`.
         memory: m.
         rotation: g.
         eta: softness of the rotor.
@@ -41,7 +41,7 @@ class AnchoredUpdate:
     anchors: Tensor
     strength: Tensor
     coupling: Tensor
-    q: Tensor
+    gain: Tensor
     memory: float
     rotation: float
     eta: float
@@ -131,14 +131,14 @@ class AnchoredAssim(Assim):
         logits = (pooled * self.strength_weight).sum(-1) + self.strength_bias
         strength = logits.sigmoid()
         matrix, norm = self.coupling()
-        factor = self.memory + (strength * norm).amax(dim=1)
+        gain = (strength * norm).amax(dim=1)
         if self.rotation:
-            factor = factor + self.rotation / self.eta * self._reach(anchors)
+            gain = gain + self.rotation / self.eta * self._reach(anchors)
         return AnchoredUpdate(
             anchors=anchors,
             strength=strength[..., None, None],
             coupling=matrix,
-            q=factor.detach(),
+            gain=gain.detach(),
             memory=self.memory,
             rotation=self.rotation,
             eta=self.eta,

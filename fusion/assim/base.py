@@ -3,22 +3,34 @@
 Shapes: B batch, H heads, N tokens, K slots, d width of a head (real pairs, see `fusion.phase`).
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from fusion.accom import Mixing
 
-class Update(Protocol):
-    """A map chosen for one input and frozen during the iteration."""
 
-    @property
-    def q(self) -> Tensor:
-        """(B,) contraction factor in the norm max over heads and tokens of |.|_2, for any
-        mixing whose weights are non-negative and sum to at most 1; inf if none is declared."""
-        ...
+class Update(ABC):
+    """A map chosen for one input and frozen during the iteration.
 
+    What it declares is in the norm max over heads and tokens of the Euclidean norm, and is tested.
+
+    Attributes:
+        memory: how far a move of a token's latent is passed on, the context held; 0 if the next
+            latents do not depend on the present ones.
+        gain: (B,) how far a move of what the token reads of the context is passed on; inf if that
+            is not bounded.
+    """
+
+    memory: float
+    gain: Tensor
+
+    @abstractmethod
     def __call__(
         self, latents: Tensor, context: Tensor, read: Callable[[Tensor], Tensor]
     ) -> Tensor:
@@ -26,13 +38,22 @@ class Update(Protocol):
 
         Args:
             latents: (B, H, N, d).
-            context: (B, H, K, d) slots gathered from `latents`.
-            read: spreads slots (B, H, K, d) over the tokens (B, H, N, d).
+            context: (B, H, K, d) slots.
+            read: linear; spreads slots (B, H, K, d) over the tokens (B, H, N, d).
 
         Returns:
             The next latents (B, H, N, d).
         """
-        ...
+
+    def energy(self, latents: Tensor, context: Tensor, mixing: Mixing) -> Tensor | None:
+        """A quantity (B,) that no round with this mixing raises; None if none is known.
+
+        Args:
+            latents: (B, H, N, d).
+            context: (B, H, K, d), as it was gathered beside these latents.
+            mixing: the chosen Accom.
+        """
+        return None
 
 
 class Assim(nn.Module, ABC):

@@ -51,7 +51,7 @@ def test_the_chosen_map_is_affine_in_the_anchor_and_the_block_is_not() -> None:
     values, mask, position = make_input()
     values = values.double()
     choice = block.choose(values, mask, position)
-    a, b = torch.randn_like(choice.anchors), torch.randn_like(choice.anchors)
+    a, b = torch.randn_like(choice.start()), torch.randn_like(choice.start())
     middle = choice.step((a + b) / 2)
     assert (choice.step(a) + choice.step(b) - 2 * middle).abs().max() < 1e-12
     ahead, here, back = (block(values + t, mask, position).values for t in (0.1, 0.0, -0.1))

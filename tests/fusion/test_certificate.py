@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fusion import AnchoredAssim, FixedPointSolver, SlotAccom
-from fusion.block import Choice
 from fusion.certificate import error_bound, max_rounds, spectral_norm_bound
+from fusion.choice import Choice
+from fusion.tokens import Place
 
 F64 = torch.float64
 BATCH, NUM_HEADS, NUM_TOKENS, DIM_HEAD = 4, 2, 5, 8
@@ -24,7 +25,8 @@ def choose(assim: AnchoredAssim, num_slots: int = 3, scale: float = 1.0) -> Choi
     for part in (assim.coupling_real, assim.coupling_imag):
         torch.nn.init.normal_(part)
     accom = SlotAccom(DIM_HEAD, NUM_HEADS, num_slots).double()
-    update, mixing = assim.double()(anchors, MASK), accom(anchors, MASK)
+    place = Place(torch.zeros(*MASK.shape, 3), torch.zeros(MASK.shape))
+    update, mixing = assim.double()(anchors, MASK), accom(anchors, MASK, place)
     return Choice(anchors, MASK, None, update, mixing)
 
 
@@ -32,18 +34,20 @@ def size(vectors: Tensor) -> Tensor:
     return vectors.norm(dim=-1).amax(dim=(1, 2))
 
 
-def in_ball(radius: float) -> Tensor:
-    raw = torch.randn(BATCH, NUM_HEADS, NUM_TOKENS, DIM_HEAD, dtype=F64)
-    length = radius * torch.rand(BATCH, NUM_HEADS, NUM_TOKENS, 1, dtype=F64)
+def in_ball(choice: Choice, radius: float) -> Tensor:
+    """A state in which every row has a norm below the radius."""
+    raw = torch.randn_like(choice.start())
+    length = radius * torch.rand_like(raw[..., :1])
     return raw / raw.norm(dim=-1, keepdim=True) * length
 
 
 def worst_ratio(choice: Choice, radius: float) -> Tensor:
     """Largest observed stretch over far, near and successive pairs: (B,)."""
     ratios = []
-    left = choice.anchors
-    pairs = [(in_ball(radius), in_ball(radius)) for _ in range(2)]
-    pairs += [(near, near + 1e-4 * torch.randn_like(near)) for near in (0.9 * in_ball(radius),)]
+    left = choice.start()
+    pairs = [(in_ball(choice, radius), in_ball(choice, radius)) for _ in range(2)]
+    near = 0.9 * in_ball(choice, radius)
+    pairs.append((near, near + 1e-4 * torch.randn_like(near)))
     for _ in range(3):
         pairs.append((left, choice.step(left)))
         left = choice.step(left)
@@ -64,8 +68,8 @@ def test_observed_contraction_never_exceeds_q_in_200_random_cases() -> None:
         )
         choice = choose(assim, num_slots=1 + seed % 4, scale=10 ** (seed % 5 - 3))
         ratio = worst_ratio(choice, radius)
-        assert (ratio <= choice.update.q * (1 + 1e-9)).all(), seed
-        tightest = max(tightest, (ratio / choice.update.q).max().item())
+        assert (ratio <= choice.q * (1 + 1e-9)).all(), seed
+        tightest = max(tightest, (ratio / choice.q).max().item())
     assert tightest > 0.5  # the bound says something
 
 
@@ -77,7 +81,7 @@ def test_without_the_spectral_bound_the_contraction_is_exceeded() -> None:
         choice = choose(AnchoredAssim(DIM_HEAD, NUM_HEADS), num_slots=1, scale=1e-3)
         loose = dataclasses.replace(choice.update, coupling=6 * choice.update.coupling)
         ratio = worst_ratio(dataclasses.replace(choice, update=loose), 1.0)
-        exceeded |= bool((ratio > choice.update.q).any())
+        exceeded |= bool((ratio > choice.q).any())
     assert exceeded
 
 
@@ -103,17 +107,18 @@ def test_a_new_coupling_is_about_half_of_kappa_and_strength_differs_by_sample() 
     torch.manual_seed(0)
     anchors = torch.randn(16, 4, 8, 32) / 32**0.5
     update = AnchoredAssim(32, 4)(anchors, torch.ones(16, 8, dtype=torch.bool))
-    assert (update.q > 0.45).all() and (update.q < 0.75).all()
-    assert update.q.unique().numel() == 16
+    assert (update.gain > 0.45).all() and (update.gain < 0.75).all()
+    assert update.gain.unique().numel() == 16
 
 
 def test_one_fixed_point_from_five_starts() -> None:
     torch.manual_seed(0)
     assim = AnchoredAssim(DIM_HEAD, NUM_HEADS, 0.5, memory=0.2, rotation=0.05)
     choice = choose(assim)
-    assert (choice.update.q < 1).all()
+    assert (choice.q < 1).all()
     solver = FixedPointSolver(max_iters=500, tol=1e-12)
-    ends = [solver(choice.step, in_ball(1.0), MASK, choice.update.q)[0] for _ in range(5)]
+    starts = [in_ball(choice, 1.0) for _ in range(5)]
+    ends = [solver(choice.step, s, choice.real(s), choice.q)[0] for s in starts]
     assert all((end - ends[0]).abs().max() < 1e-8 for end in ends)
 
 
@@ -121,17 +126,21 @@ def test_one_fixed_point_from_five_starts() -> None:
 def test_error_bound_holds_at_every_round_and_rounds_stay_within_their_bound(kappa) -> None:
     torch.manual_seed(0)
     choice = choose(AnchoredAssim(DIM_HEAD, NUM_HEADS, kappa), scale=0.1)
-    q = choice.update.q
-    exact, _ = FixedPointSolver(max_iters=3000, tol=1e-14)(choice.step, choice.anchors, MASK)
-    latents = choice.anchors
+    q = choice.q
+    start = choice.start()
+    real = choice.real(start)
+    exact, _ = FixedPointSolver(max_iters=3000, tol=1e-14)(choice.step, start, real)
+    state = start
     for _ in range(30):
-        previous, latents = latents, choice.step(latents)
-        bound = error_bound(q, size(latents - previous))
-        assert (size(latents - exact) <= bound + 1e-12).all()
+        previous, state = state, choice.step(state)
+        bound = error_bound(q, size(state - previous))
+        assert (size(state - exact) <= bound + 1e-12).all()
+        latents, _ = choice.read_out(state)
+        assert (size(latents - choice.read_out(exact)[0]) <= bound + 1e-12).all()
     solver = FixedPointSolver(max_iters=3000, tol=1e-8)
-    latents, stats = solver(choice.step, choice.anchors, MASK, q)
+    state, stats = solver(choice.step, start, real, q)
     assert (stats.num_iters <= max_rounds(q, solver.tol, stats.trace[0])).all()
-    assert (size(latents - exact) <= stats.error_bound + 1e-14).all()
+    assert (size(state - exact) <= stats.error_bound + 1e-14).all()
 
 
 def test_rounds_of_the_worst_case_are_met_with_equality() -> None:
@@ -159,9 +168,10 @@ def test_tokens_that_share_a_context_do_not_merge(kappa: float, rotation: float)
         torch.manual_seed(seed)
         assim = AnchoredAssim(DIM_HEAD, NUM_HEADS, kappa, rotation=rotation)
         choice = choose(assim, num_slots=1)
-        latents = choice.anchors
+        state = choice.start()
         for _ in range(50):
-            latents = choice.step(latents)
+            state = choice.step(state)
+        latents, _ = choice.read_out(state)
         square = latents.square().sum(-1)
         reach = (square / (1 - square)).amax(dim=-1)[..., None, None]  # |h|^2 from |N(h)|^2
         bound = (1 - 2 * rotation) * (1 + reach) ** -1.5
@@ -175,9 +185,10 @@ def test_without_anchors_all_tokens_merge() -> None:
     choice = choose(AnchoredAssim(DIM_HEAD, NUM_HEADS, 0.5), num_slots=1)
     update = dataclasses.replace(choice.update, anchors=torch.zeros_like(choice.anchors))
     loose = dataclasses.replace(choice, update=update)
-    latents = choice.anchors
+    state = loose.start()
     for _ in range(50):
-        latents = loose.step(latents)
+        state = loose.step(state)
+    latents, _ = loose.read_out(state)
     assert torch.cdist(latents, latents).max() < 1e-6
 
 
