@@ -157,7 +157,10 @@ class FusionBlock(nn.Module):
         """
         with torch.autocast(values.device.type, enabled=False):
             start = choice.start(slots)
-            state, stats = self.solver(choice.step, start, choice.real(start), choice.q)
+            real, coarse = choice.real(start), None
+            if self.solver.search_dtype is not None:
+                coarse = choice.to(getattr(torch, self.solver.search_dtype)).step
+            state, stats = self.solver(choice.step, start, real, choice.q, coarse)
             latents, slots = choice.read_out(state)
             context = _merge(slots) @ self.anchor.weight
             if choice.position is not None:

@@ -24,10 +24,10 @@ from fusion.assim import Assim
 from fusion.block import FusionBlock
 from fusion.captioner import Captioner
 from fusion.model import FusionModel
-from fusion.solver import FixedPointSolver
+from fusion.solver import Anderson, FixedPointSolver, Gradient
 
 FILE_NAMES = ("model.ckpt", "last.ckpt")
-_PARTS = (Encoder, FusionBlock, Assim, Accom, FixedPointSolver)
+_PARTS = (Encoder, FusionBlock, Assim, Accom, FixedPointSolver, Gradient, Anderson)
 _MODEL, _DECODER, _VOCABULARY = "model.", "decoder.", "vocabulary."
 _CAPTIONER = "captioner."
 

@@ -3,8 +3,8 @@
 Shapes: B batch, N tokens, H heads, K slots, d width of a head, M rows of the state.
 """
 
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -85,6 +85,10 @@ class Choice:
         parts = self._parts(state)
         return self._round(*parts) if self.memoryless else parts
 
+    def to(self, dtype: torch.dtype) -> "Choice":
+        """The same choice with all its numbers in another floating dtype."""
+        return _cast(self, dtype)
+
     def energy(self, state: Tensor) -> Tensor | None:
         """A quantity (B,) that no round raises; None if none is known for this pair."""
         return self.update.energy(*self.read_out(state), self.mixing)
@@ -99,3 +103,13 @@ class Choice:
         weights = self.mixing.weigh(latents, context)
         latents = self.update(latents, context, weights.read)
         return latents, weights.gather(latents)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{f.name: _cast(getattr(value, f.name), dtype) for f in fields(value)}
+        )
+    return value

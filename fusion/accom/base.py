@@ -25,7 +25,7 @@ class Weights(Protocol):
 
 
 class Mixing(ABC):
-    """What an Accom chose for one input.
+    """What an Accom chose for one input; leaves are dataclasses.
 
     Attributes:
         frozen: the weights are the same in every round.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Update(ABC):
-    """A map chosen for one input and frozen during the iteration.
+    """A map chosen for one input and frozen during the iteration; leaves are dataclasses.
 
     What it declares is in the norm max over heads and tokens of the Euclidean norm, and is tested.
 

@@ -221,3 +221,30 @@ def test_importing_fusion_needs_torch_only() -> None:
     root = Path(fusion.__file__).parents[1]
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root)
     assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_a_warm_start_reaches_the_same_context_in_fewer_rounds() -> None:
+    """The next frame of a stream, the next query: close inputs have close contexts."""
+    block = make_block(solver=FixedPointSolver(max_iters=200, tol=1e-10)).double()
+    nn.init.constant_(block.gain, 0.3)
+    values, mask, position = make_input(batch=16)
+    values = values.double()
+    before = block(values, mask, position)
+    moved = values + 0.01 * torch.randn_like(values)
+    cold = block(moved, mask, position)
+    warm = block(moved, mask, position, slots=before.slots)
+    assert (warm.context - cold.context).abs().max() < 1e-8
+    assert (warm.stats.num_iters <= cold.stats.num_iters).all()
+    assert warm.stats.num_iters.sum() < cold.stats.num_iters.sum()
+
+
+def test_slots_that_are_not_finite_start_anew_and_other_shapes_are_refused() -> None:
+    block = make_block()
+    values, mask, position = make_input()
+    cold = block(values, mask, position)
+    slots = torch.zeros_like(cold.slots)
+    slots[1] = math.nan
+    warm = block(values, mask, position, slots=slots)
+    assert torch.equal(warm.values[1], cold.values[1])
+    with pytest.raises(ValueError, match="to start from; give"):
+        block(values, mask, position, slots=slots[:, :, :1])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fusion.accom
 import fusion.assim
 from fusion import Accom, Assim, FixedPointSolver, FusionBlock, SlotAccom
+from fusion.solver import Unrolled
 
 DIM, NUM_HEADS, NUM_SLOTS = 16, 2, 3
 F64 = torch.float64
@@ -153,7 +154,7 @@ def test_gradient_reaches_every_parameter(assim, accom) -> None:
 
 @pairs
 def test_gradients_are_those_of_finite_differences(assim, accom) -> None:
-    unroll = FixedPointSolver(max_iters=0, grad_iters=4)
+    unroll = FixedPointSolver(max_iters=0, gradient=Unrolled(4))
     block = make_block(assim, accom, solver=unroll).double()
     values, mask, position = make_input(2, 3, dtype=F64)
     names, parameters = zip(*block.named_parameters(), strict=True)

@@ -32,7 +32,7 @@ def embedded(rows: torch.Tensor, present: list[int] | None = None) -> Embedded:
     num = len(rows)
     here = torch.tensor(present or [1] * num, dtype=torch.bool)
     zeros = torch.zeros(num)
-    stats = SolverStats(zeros.long(), zeros, here, zeros, zeros, zeros.unsqueeze(0))
+    stats = SolverStats(zeros.long(), zeros, here, zeros, zeros, zeros.long(), zeros.unsqueeze(0))
     return Embedded(rows * here.unsqueeze(1), here, stats)
 
 
