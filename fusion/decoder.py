@@ -9,6 +9,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from fusion.layers import Dropout
 from fusion.model import Fused
 from fusion.vocabulary import PAD
 
@@ -68,11 +69,12 @@ class CaptionDecoder(nn.Module):
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         self.place = nn.Parameter(0.02 * torch.randn(max_pieces, dim))
         self.memory = nn.Sequential(
-            nn.RMSNorm(dim_memory), nn.Dropout(dropout), nn.Linear(dim_memory, dim)
+            nn.RMSNorm(dim_memory), Dropout(dropout), nn.Linear(dim_memory, dim)
         )
         layer = nn.TransformerDecoderLayer(
             dim, num_heads, 4 * dim, dropout, "gelu", batch_first=True, norm_first=True
         )
+        layer.dropout = Dropout(dropout)  # of the widest values
         self.layers = nn.TransformerDecoder(layer, num_layers, norm=nn.LayerNorm(dim))
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusion.layers import MLP, masked_mean
+from fusion.layers import MLP, Dropout, masked_mean
 
 
 @final
@@ -35,7 +35,7 @@ class Projection(nn.Module):
         self.linear = nn.Linear(dim_in, dim, bias=False)
         self.register_buffer("center", torch.zeros(dim_in))
         self.mlp = nn.Sequential(
-            nn.Dropout(0.6 * dropout), MLP(dim_in, hidden, dim_out=dim, dropout=dropout)
+            Dropout(0.6 * dropout), MLP(dim_in, hidden, dim_out=dim, dropout=dropout)
         )
 
     def align(self, weight: Tensor, center: Tensor) -> None:
@@ -53,9 +53,13 @@ class Projection(nn.Module):
         # Unit variance per channel, whatever the width: what the MLP's first layer expects.
         standard = F.normalize(mean, dim=-1, eps=1e-6) * mean.shape[-1] ** 0.5
         shift = self.mlp(standard) - self.linear(self.center)
-        # = linear(values / scale - center) + mlp, in fewer passes over the tokens.
-        latents = self.linear(values) / scale.unsqueeze(1) + shift.unsqueeze(1)
-        return latents * mask.unsqueeze(-1)
+        # linear(values / scale - center) + mlp, for real tokens only: padding costs nothing.
+        place = mask.flatten().nonzero().squeeze(1)
+        sample = place // mask.shape[1]
+        moved = self.linear(values.flatten(0, 1).index_select(0, place))
+        moved = moved * (1 / scale).index_select(0, sample) + shift.index_select(0, sample)
+        latents = moved.new_zeros(mask.numel(), moved.shape[-1]).index_copy(0, place, moved)
+        return latents.view(*mask.shape, -1)
 
 
 def unit_means(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 import math
 
+import pytest
 import torch
 
-from fusion.layers import MLP, masked_mean, masked_softmax
+from fusion.layers import MLP, Dropout, masked_mean, masked_softmax
 
 
 def test_masked_mean_equals_the_mean_of_the_real_tokens() -> None:
@@ -45,3 +46,24 @@ def test_mlp_starts_at_zero_and_learns() -> None:
     assert not mlp(values).any()
     mlp(values).sum().backward()
     assert mlp.shrink.weight.grad is not None and mlp.shrink.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(share: float) -> None:
+    torch.manual_seed(0)
+    values = torch.ones(1000, 999, requires_grad=True)
+    out = Dropout(share)(values)
+    assert abs((out == 0).float().mean().item() - share) < 0.004
+    assert abs(out.mean().item() - 1) < 0.02
+    out.sum().backward()
+    assert torch.equal(values.grad, out.detach())  # the gradient passes where the value does
+    neighbours = (out[:, 1:] == 0) & (out[:, :-1] == 0)
+    assert abs(neighbours.float().mean().item() - share**2) < 0.01
+
+
+def test_dropout_is_silent_in_eval_and_refuses_other_shares() -> None:
+    values = torch.randn(3, 5)
+    assert torch.equal(Dropout(0.5).eval()(values), values)
+    assert torch.equal(Dropout(0.0)(values), values)
+    with pytest.raises(ValueError, match="give a share"):
+        Dropout(1.0)
