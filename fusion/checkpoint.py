@@ -24,10 +24,11 @@ from fusion.assim import Assim
 from fusion.block import FusionBlock
 from fusion.captioner import Captioner
 from fusion.model import FusionModel
+from fusion.relations import Rule
 from fusion.solver import Anderson, FixedPointSolver, Gradient
 
 FILE_NAMES = ("model.ckpt", "last.ckpt")
-_PARTS = (Encoder, FusionBlock, Assim, Accom, FixedPointSolver, Gradient, Anderson)
+_PARTS = (Encoder, FusionBlock, Assim, Accom, FixedPointSolver, Gradient, Anderson, Rule)
 _MODEL, _DECODER, _VOCABULARY = "model.", "decoder.", "vocabulary."
 _CAPTIONER = "captioner."
 

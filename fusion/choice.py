@@ -43,8 +43,26 @@ class Choice:
 
     @property
     def q(self) -> Tensor:
-        """(B,) contraction factor of a round; inf where none is declared."""
-        return self.update.memory + self.update.gain * self.mixing.stretch
+        """(B,) contraction factor of a round in the norm max over heads and rows of the state of
+        the Euclidean norm; inf where none is declared.
+
+        A move of the context reaches the next one through `read` and `gather`: gain * stretch. A
+        state with latents moves by memory + gain, and its context by `stretch` times that.
+        """
+        stretch = torch.as_tensor(self.mixing.stretch).to(self.update.gain)
+        if self.memoryless:
+            factor = self.update.gain * stretch
+        else:
+            factor = (self.update.memory + self.update.gain) * stretch.clamp(min=1)
+        return factor.nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+    @property
+    def depth(self) -> Tensor | None:
+        """(B,) rounds after which the state is exact; None where that is not certain.
+
+        Tokens that read earlier ones only are right once those are, for any gain.
+        """
+        return self.mixing.depth if self.memoryless else None
 
     def start(self, context: Tensor | None = None) -> Tensor:
         """The first state (B, H, M, d): the anchors and their context.

@@ -139,7 +139,8 @@ def _both(masks: Mapping[str, Tensor], first: str, second: str) -> Tensor:
 
 def _absent(batch: Mapping[str, Any], dim: int) -> Embedded:
     zeros = torch.zeros_like(batch["group_id"], dtype=torch.float32)
-    stats = SolverStats(zeros.long(), zeros, zeros == 0, zeros, zeros, zeros.long(), zeros.unsqueeze(0))
+    none = zeros.long()
+    stats = SolverStats(none, zeros, zeros == 0, zeros, zeros, none, zeros.unsqueeze(0))
     return Embedded(zeros.new_zeros(len(zeros), dim), zeros != 0, stats)
 
 

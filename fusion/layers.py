@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 @final
-class Dropout(nn.Module):
+class Dropout(nn.Dropout):
     """Drops a share of the values in training and scales the others up.
 
     One random byte decides each value, so the share is a multiple of 1/256; on a CPU it is five
@@ -24,19 +24,19 @@ class Dropout(nn.Module):
     """
 
     def __init__(self, share: float) -> None:
-        super().__init__()
         if not 0 <= share < 1:
             raise ValueError(f"Got dropout {share}; give a share in [0, 1).")
+        super().__init__(share)
         self.dropped = min(round(256 * share), 255)  # of 256
 
-    def forward(self, values: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Maps values of any shape to the same shape."""
         if not self.training or not self.dropped:
-            return values
-        words = torch.empty(-(-values.numel() // 8), dtype=torch.int64, device=values.device)
-        random = words.random_(-(2**63), 2**63 - 1).view(torch.uint8)[: values.numel()]
-        kept = (random >= self.dropped).to(values.dtype).view(values.shape)
-        return values * (kept * (256 / (256 - self.dropped)))
+            return input
+        words = torch.empty(-(-input.numel() // 8), dtype=torch.int64, device=input.device)
+        random = words.random_(-(2**63), 2**63 - 1).view(torch.uint8)[: input.numel()]
+        kept = (random >= self.dropped).to(input.dtype).view(input.shape)
+        return input * (kept * (256 / (256 - self.dropped)))
 
 
 @final

@@ -2,6 +2,8 @@
 
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,26 @@ def test_the_python_of_the_pages_runs(snippet, folder, monkeypatch):
 def test_the_examples_run(example, capsys):
     runpy.run_path(str(example), run_name="__main__")
     assert capsys.readouterr().out
+
+
+def test_the_block_alone_needs_torch_only():
+    """The README's lines, where no other third-party package can be imported."""
+    (snippet,) = [b for b in blocks_of(PAGES[0].read_text(), "python") if "FusionBlock" in b]
+    guard = (
+        "import sys, torch\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in {'lightning', 'timm', 'transformers', 'jsonargparse',\n"
+        "                                  'encoders', 'datamodules', 'matplotlib', 'rich'}:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    end = "\nassert out.stats.converged.all()\n"
+    for module, ok in (("", True), ("import lightning\n", False)):
+        code = guard + module + snippet + end
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+        assert (done.returncode == 0) == ok, done.stderr.decode()
+    assert len(snippet.strip().splitlines()) <= 10
 
 
 def test_there_are_snippets_and_each_is_found():

@@ -1,6 +1,21 @@
 """Accom: how all tokens are gathered into one context, and how a token reads it."""
 
 from fusion.accom.base import Accom, FrozenMixing, Mixing, Weights
+from fusion.accom.delta import DeltaAccom
+from fusion.accom.mean import MeanAccom
+from fusion.accom.relational import RelationalAccom, RelationalMixing
+from fusion.accom.responsibilities import ResponsibilityAccom
 from fusion.accom.slots import SlotAccom
 
-__all__ = ["Accom", "FrozenMixing", "Mixing", "SlotAccom", "Weights"]
+__all__ = [
+    "Accom",
+    "DeltaAccom",
+    "FrozenMixing",
+    "MeanAccom",
+    "Mixing",
+    "RelationalAccom",
+    "RelationalMixing",
+    "ResponsibilityAccom",
+    "SlotAccom",
+    "Weights",
+]

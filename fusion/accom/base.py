@@ -12,7 +12,7 @@ from fusion.tokens import Place
 
 
 class Weights(Protocol):
-    """The weights of one round: two linear maps that never raise the largest token norm, unless
+    """The weights of one round: two affine maps that never raise the largest token norm, unless
     the mixing declares a `stretch` above 1."""
 
     def gather(self, latents: Tensor) -> Tensor:
@@ -56,8 +56,8 @@ class Mixing(ABC):
         """The context (B, H, K, d) that the first round reads."""
 
     def potential(self, latents: Tensor, context: Tensor) -> Tensor | None:
-        """(B,) half the weighted squared distance between tokens and context that gathering
-        lowers; None if these weights come from no such potential."""
+        """P (B,) such that no proximal round raises sum_i |z_i - x_i|^2 / 2 + lam P; None if these
+        weights come from no such potential."""
         return None
 
 

@@ -2,5 +2,17 @@
 
 from fusion.assim.anchored import AnchoredAssim
 from fusion.assim.base import Assim, Update
+from fusion.assim.choice import ChoiceAssim
+from fusion.assim.literal import LiteralAssim
+from fusion.assim.phase import PhaseAssim
+from fusion.assim.proximal import ProximalAssim
 
-__all__ = ["AnchoredAssim", "Assim", "Update"]
+__all__ = [
+    "AnchoredAssim",
+    "Assim",
+    "ChoiceAssim",
+    "LiteralAssim",
+    "PhaseAssim",
+    "ProximalAssim",
+    "Update",
+]

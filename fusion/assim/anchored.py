@@ -3,22 +3,22 @@
 Shapes: B batch, H heads, N tokens, K slots, d width of a head (real pairs, see `fusion.phase`).
 """
 
-import math
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusion.assim.base import Assim, Update
-from fusion.certificate import spectral_norm_bound
+from fusion.assim.coupling import Strength, bounded_coupling, start_coupling
 from fusion.layers import masked_mean
 from fusion.phase import multiply, rotor
 
-# At the start strength times coupling is about half of kappa: 2/3 of 3/4.
-START_STRENGTH = 2 / 3
-START_COUPLING = 3 / 4
+if TYPE_CHECKING:
+    from fusion.accom import Mixing
 
 
 @final
@@ -30,7 +30,7 @@ class AnchoredUpdate(Update):
     Attributes:
         anchors: (B, H, N, d) x.
         strength: (B, H, 1, 1) alpha, in [0, 1].
-        coupling: (H, d, d) K as a real matrix.
+        coupling: (H, d, d) or (B, H, d, d) K as a real matrix.
         gain: (B,) see `Update`.
         memory: m.
         rotation: g.
@@ -42,10 +42,10 @@ class AnchoredUpdate(Update):
     strength: Tensor
     coupling: Tensor
     gain: Tensor
-    memory: float
-    rotation: float
-    eta: float
-    radius: float
+    memory: float = 0.0
+    rotation: float = 0.0
+    eta: float = 1.0
+    radius: float = 1.0
 
     def __call__(
         self, latents: Tensor, context: Tensor, read: Callable[[Tensor], Tensor]
@@ -58,9 +58,42 @@ class AnchoredUpdate(Update):
             turned = multiply(rotor(read(context), self.eta), own)
             own = (1 - self.rotation) * own + self.rotation * turned
         # K acts on the K slots before they are spread over the N tokens: K d^2, not N d^2.
-        drive = torch.einsum("bhkd,hed->bhke", self.strength * context, self.coupling)
+        drive = self._drive(context)
         pulled = own + read(drive)
         return pulled * torch.rsqrt(1 + pulled.square().sum(-1, keepdim=True) / self.radius**2)
+
+    def energy(self, latents: Tensor, context: Tensor, mixing: Mixing) -> Tensor | None:
+        """-F summed over heads, for m = g = 0, a symmetric positive semidefinite K of any norm,
+        and a mixing that reads with the weights it gathers with:
+
+            F = sum_i <x_i, z_i> + sum_k t_k/2 <C_k, alpha K C_k> - sum_i R(z_i),
+            R(z) = E^2 - E sqrt(E^2 - |z|^2)   for |z| <= E
+
+        N_E is the gradient of the conjugate of R, and R is 1-strongly convex: a round is a step
+        of the concave-convex procedure and raises F by at least half the squared step.
+        """
+        if self.memory or self.rotation or mixing.tie is None or not mixing.frozen:
+            return None
+        if not _positive(self.coupling):
+            return None
+        square = latents.square().sum(-1)
+        # R without cancellation; it is |z|^2 / 2 where E is inf.
+        own = square / (1 + (1 - square / self.radius**2).clamp(min=0).sqrt())
+        own = own - (self.anchors * latents).sum(-1)
+        shared = mixing.tie / 2 * (context * self._drive(context)).sum(-1)
+        return own.sum(dim=(1, 2)) - shared.sum(dim=(1, 2))
+
+    def _drive(self, context: Tensor) -> Tensor:
+        """alpha K C of every slot: (B, H, K, d)."""
+        return torch.einsum("...hkd,...hed->...hke", self.strength * context, self.coupling)
+
+
+def _positive(matrix: Tensor) -> bool:
+    """All of (..., n, n) are symmetric and positive semidefinite, up to rounding."""
+    rounding = matrix.shape[-1] * torch.finfo(matrix.dtype).eps * matrix.abs().max()
+    if (matrix - matrix.mT).abs().max() > rounding:
+        return False
+    return bool(torch.linalg.eigvalsh(matrix).min() >= -rounding)
 
 
 @final
@@ -99,8 +132,6 @@ class AnchoredAssim(Assim):
         radius: float = 1.0,
     ) -> None:
         super().__init__()
-        if dim_head % 2:
-            raise ValueError(f"Got dim_head={dim_head}; complex channels need an even width.")
         if not (0 <= memory < 1 and 0 <= rotation <= 1 and min(kappa, eta, radius) > 0):
             raise ValueError(
                 f"Got {kappa=}, {memory=}, {rotation=}, {eta=}, {radius=}; give memory in [0, 1), "
@@ -108,28 +139,16 @@ class AnchoredAssim(Assim):
             )
         self.kappa, self.memory, self.rotation = kappa, memory, rotation
         self.eta, self.radius = eta, radius
-        half = dim_head // 2
-        noise = 0.1 / math.sqrt(dim_head) * torch.randn(2, num_heads, half, half)
-        self.coupling_real = nn.Parameter(START_COUPLING * torch.eye(half) + noise[0])
-        self.coupling_imag = nn.Parameter(noise[1])
-        logit = math.log(START_STRENGTH / (1 - START_STRENGTH))
-        self.strength_weight = nn.Parameter(0.5 * torch.randn(num_heads, dim_head))
-        self.strength_bias = nn.Parameter(torch.full((num_heads,), logit))
+        self.coupling_real, self.coupling_imag = start_coupling((num_heads,), dim_head)
+        self.strength = Strength(dim_head, num_heads)
 
     def coupling(self) -> tuple[Tensor, Tensor]:
         """K as real matrices (H, d, d) acting on real pairs, and their 2-norms (H,) <= kappa."""
-        top = torch.cat([self.coupling_real, -self.coupling_imag], dim=-1)
-        bottom = torch.cat([self.coupling_imag, self.coupling_real], dim=-1)
-        matrix = torch.cat([top, bottom], dim=-2)
-        norm = spectral_norm_bound(matrix)
-        scale = self.kappa / norm.clamp(min=1)
-        return matrix * scale[:, None, None].to(matrix.dtype), norm * scale
+        return bounded_coupling(self.coupling_real, self.coupling_imag, self.kappa)
 
     def forward(self, anchors: Tensor, mask: Tensor) -> AnchoredUpdate:
         """Chooses the strength from the mean anchor of each head; see `Assim.forward`."""
-        pooled = masked_mean(anchors, mask.unsqueeze(1))
-        logits = (pooled * self.strength_weight).sum(-1) + self.strength_bias
-        strength = logits.sigmoid()
+        strength = self.strength(masked_mean(anchors, mask.unsqueeze(1)))
         matrix, norm = self.coupling()
         gain = (strength * norm).amax(dim=1)
         if self.rotation:
