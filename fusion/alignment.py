@@ -1,15 +1,20 @@
-"""The closed-form linear alignment: where projections start, and the baseline of every report.
+"""The alignment of frozen encoders, where training starts; its closed form is every report's
+baseline.
 
 Shapes: S samples, E width of the source features, D width of the target features.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from fusion.losses import contrastive_loss
 from fusion.model import Batch, FusionModel
+from fusion.optimization import adamw_with_cosine
 from fusion.projection import unit_means
 
 
@@ -90,23 +95,112 @@ def align_model(
     for name in model.frozen:
         if name == reference:
             continue
-        source, target, weight = paired_means(batches, name, reference)
-        fitted = ridge_regression(source, target, weight / weight.max(), strength)
+        pairs = paired_means(batches, name, reference)
+        fitted = ridge_regression(*pairs[:2], pairs.weight / pairs.weight.max(), strength)
         model.projection(name).align(fitted.weight, fitted.source_mean)
         model.projection(reference).align(eye, fitted.target_mean)
 
 
-def paired_means(
-    batches: Iterable[Batch], source: str, target: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit mean tokens (S, E), (S, D) and weights (S,) of the samples that have both modalities."""
-    columns: list[tuple[Tensor, Tensor, Tensor]] = []
+class Pairs(NamedTuple):
+    """Samples that have two modalities.
+
+    Attributes:
+        source: (S, E) unit mean tokens of one.
+        target: (S, D) of the other.
+        weight: (S,) of the samples.
+        group_id: (S,) equal ids are positives.
+    """
+
+    source: Tensor
+    target: Tensor
+    weight: Tensor
+    group_id: Tensor
+
+
+def paired_means(batches: Iterable[Batch], source: str, target: str) -> Pairs:
+    """Unit mean tokens of the samples that have both modalities."""
+    columns: list[tuple[Tensor, ...]] = []
     for batch in batches:
         values, masks = batch["inputs"], batch["masks"]
         both = masks[source].any(1) & masks[target].any(1)
-        source_mean, target_mean = (
-            unit_means(values[name][both], masks[name][both]) for name in (source, target)
+        means = (unit_means(values[name][both], masks[name][both]) for name in (source, target))
+        columns.append((*means, batch["weight"][both], batch["group_id"][both]))
+    return Pairs(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+
+@final
+@dataclass(frozen=True)
+class Alignment:
+    """Brings frozen encoders together before anything is fused.
+
+    First in closed form (`align_model`); then the projections' residual MLPs train contrastively
+    on the mean token of each sample alone. Nothing is fused, so that a step costs a small part of
+    a training step, and it is worth as much (docs/log.md).
+
+    Args:
+        reference: modality whose encoder's space the latent space is.
+        num_steps: of the second part; 0 leaves the residuals to the training that follows, any
+            other number holds the projections still in it.
+        batch_size: samples of a step, drawn by their weights.
+        lr: highest learning rate.
+        strength: of the ridge penalty.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    reference: str
+    num_steps: int = 500
+    batch_size: int = 1024
+    lr: float = 1e-3
+    strength: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 0 or self.batch_size < 2 or min(self.lr, self.strength) <= 0:
+            raise ValueError(
+                f"Got {self}; give num_steps >= 0, batch_size >= 2 and a positive lr and strength."
+            )
+
+    def fit(
+        self, model: FusionModel, batches: Sequence[Batch], log_logit_scale: Tensor
+    ) -> Iterator[Tensor]:
+        """Aligns, and yields the loss of each step of the second part.
+
+        Args:
+            model: its projections are changed.
+            batches: training batches with cached tokens, `weight` (B,) and `group_id` (B,).
+            log_logit_scale: scalar parameter, learned along.
+
+        Raises:
+            ValueError: see `align_model`.
+        """
+        align_model(model, batches, self.reference, self.strength)
+        others = [name for name in model.frozen if name != self.reference]
+        if not others or not self.num_steps:
+            return
+        pairs = {name: paired_means(batches, name, self.reference) for name in others}
+        parts = [model.projection(name).mlp for name in model.frozen]
+        weights = [log_logit_scale, *(p for part in parts for p in part.parameters())]
+        made = adamw_with_cosine(weights, self.lr, 0.01, 20, self.num_steps)
+        optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        for part in parts:
+            part.train().requires_grad_(True)
+        for _ in range(self.num_steps):
+            losses = [self._loss(model, name, pairs[name], log_logit_scale) for name in others]
+            loss = torch.stack(losses).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            yield loss.detach()
+        for part in parts:
+            part.eval().requires_grad_(False)
+
+    def _loss(self, model: FusionModel, name: str, pairs: Pairs, log_logit_scale: Tensor) -> Tensor:
+        rows = torch.multinomial(pairs.weight, self.batch_size, replacement=True)
+        sides = (
+            (model.projection(name), pairs.source[rows]),
+            (model.projection(self.reference), pairs.target[rows]),
         )
-        columns.append((source_mean, target_mean, batch["weight"][both]))
-    first, second, third = (torch.cat(column) for column in zip(*columns, strict=True))
-    return first, second, third
+        a, b = (F.normalize(part.project_means(means), dim=-1, eps=1e-6) for part, means in sides)
+        return contrastive_loss(a, b, log_logit_scale.exp(), pairs.group_id[rows])

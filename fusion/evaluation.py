@@ -112,13 +112,9 @@ class LinearBaseline:
         self, train: Iterable[Mapping[str, Any]], held_out: Iterable[Mapping[str, Any]]
     ) -> dict[str, RetrievalScores]:
         """Fits on training batches of cached tokens, scores both directions on held-out ones."""
-        source, target, weight = paired_means(train, self.source, self.target)
+        source, target, weight, _ = paired_means(train, self.source, self.target)
         fitted = ridge_regression(source, target, weight / weight.max(), self.strength)
-        held_out = list(held_out)
-        source, target, _ = paired_means(held_out, self.source, self.target)
-        groups = torch.cat(
-            [b["group_id"][_both(b["masks"], self.source, self.target)] for b in held_out]
-        )
+        source, target, _, groups = paired_means(held_out, self.source, self.target)
         mapped = F.normalize(fitted(source), dim=-1)
         wanted = F.normalize(target - fitted.target_mean, dim=-1)
         positives = groups[:, None] == groups[None, :]
@@ -131,10 +127,6 @@ class LinearBaseline:
 def needed_subsets(directions: Sequence[Direction]) -> list[tuple[str, ...]]:
     """The distinct subsets that the directions ask for, in order."""
     return list(dict.fromkeys(subset for direction in directions for subset in direction))
-
-
-def _both(masks: Mapping[str, Tensor], first: str, second: str) -> Tensor:
-    return masks[first].any(1) & masks[second].any(1)
 
 
 def _absent(batch: Mapping[str, Any], dim: int) -> Embedded:

@@ -44,15 +44,21 @@ class Projection(nn.Module):
             self.linear.weight.copy_(weight)
             self.center.copy_(center)
 
+    def project_means(self, means: Tensor) -> Tensor:
+        """Mean of the latents of each sample from its unit mean token: (B, E) -> (B, D)."""
+        centered = means - self.center
+        return self.linear(centered) + self._residual(centered)
+
+    def _residual(self, centered: Tensor) -> Tensor:
+        # Unit variance per channel, whatever the width: what the MLP's first layer expects.
+        return self.mlp(F.normalize(centered, dim=-1, eps=1e-6) * centered.shape[-1] ** 0.5)
+
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
         """Projects tokens (B, N, E), zero where the mask (B, N) is False, to latents (B, N, D)."""
         real = mask.to(values.dtype)
         mean = torch.einsum("bn,bne->be", real, values) / real.sum(1, keepdim=True).clamp_min(1)
         scale = mean.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        mean = mean / scale - self.center
-        # Unit variance per channel, whatever the width: what the MLP's first layer expects.
-        standard = F.normalize(mean, dim=-1, eps=1e-6) * mean.shape[-1] ** 0.5
-        shift = self.mlp(standard) - self.linear(self.center)
+        shift = self._residual(mean / scale - self.center) - self.linear(self.center)
         # linear(values / scale - center) + mlp, for real tokens only: padding costs nothing.
         place = mask.flatten().nonzero().squeeze(1)
         sample = place // mask.shape[1]

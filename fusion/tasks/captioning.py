@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from encoders.cache import TokenCache
 from fusion.captioner import Captioner
 from fusion.model import FusionModel
+from fusion.optimization import adamw_with_cosine
 from fusion.prepare import Preparation
-from fusion.tasks.optimization import adamw_with_cosine
 from fusion.tasks.saving import without_modules
 from fusion.vocabulary import PAD
 

@@ -5,16 +5,17 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from rich.progress import track
 from torch import Tensor, nn
 
 from encoders.cache import TokenCache
-from fusion.alignment import align_model
+from fusion.alignment import Alignment
 from fusion.evaluation import embed_subsets, needed_subsets, score_directions
 from fusion.losses import contrastive_loss
 from fusion.model import FusionModel
+from fusion.optimization import adamw_with_cosine
 from fusion.prepare import Preparation
 from fusion.subsets import Direction, all_directions, parse_direction
-from fusion.tasks.optimization import adamw_with_cosine
 from fusion.tasks.saving import without_modules
 from fusion.tokens import Tokens, select
 
@@ -32,8 +33,8 @@ class ContrastiveTask(LightningModule):
         model: the model.
         directions: direction, such as "image+audio->text", to the share of steps that train it;
             None trains every direction of single modalities and of pairs at every step.
-        align_to: modality whose frozen encoder's space the latent space starts as, the other
-            frozen encoders starting at their ridge regression onto it; None is a random start.
+        align: how frozen encoders are brought together before the first step; None is a random
+            start of all projections.
         lr: highest learning rate.
         weight_decay: of weight matrices.
         num_warmup: steps of warm-up.
@@ -45,7 +46,7 @@ class ContrastiveTask(LightningModule):
         self,
         model: FusionModel,
         directions: dict[str, float] | None = None,
-        align_to: str | None = None,
+        align: Alignment | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         num_warmup: int = 20,
@@ -57,20 +58,36 @@ class ContrastiveTask(LightningModule):
         self.model = model
         shares = directions or {str(d): 1.0 for d in all_directions(model.modalities)}
         self.shares = {parse_direction(name): share for name, share in shares.items()}
-        if align_to is not None:
-            # The alignment stays and residuals learn: training both gained nothing (docs/log.md).
-            for name in model.frozen:
-                model.projection(name).linear.requires_grad_(False)
+        self.align = align
+        for name in model.frozen if align is not None else ():
+            # The linear part stays: training it too gained nothing (docs/log.md).
+            model.projection(name).linear.requires_grad_(False)
+        for name in self.held:
+            model.projection(name).requires_grad_(False)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
         self.prepare = Preparation(model.encoders, TokenCache(cache))
 
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Modalities whose projections were trained by the alignment and hold still after it."""
+        return self.model.frozen if self.align is not None and self.align.num_steps else ()
+
+    def train(self, mode: bool = True) -> "ContrastiveTask":
+        """Sets the mode; projections that hold still drop nothing out."""
+        super().train(mode)
+        for name in self.held:
+            self.model.projection(name).eval()
+        return self
+
     def on_fit_start(self) -> None:
-        """Starts the projections at the linear alignment, unless a checkpoint was loaded."""
-        align_to = self.hparams["align_to"]
-        if align_to is not None and self.trainer.ckpt_path is None:
-            datamodule: Any = getattr(self.trainer, "datamodule")  # noqa: B009
-            batches = list(datamodule.train_batches())
-            align_model(self.model, batches, align_to)
+        """Aligns the frozen encoders, unless a checkpoint was loaded."""
+        if self.align is None or self.trainer.ckpt_path is not None:
+            return
+        datamodule: Any = getattr(self.trainer, "datamodule")  # noqa: B009
+        steps = self.align.fit(self.model, list(datamodule.train_batches()), self.log_logit_scale)
+        quiet = self.trainer.progress_bar_callback is None
+        for _ in track(steps, "Aligning", total=self.align.num_steps, disable=quiet):
+            pass
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         """Sums the losses of the directions drawn for this step."""

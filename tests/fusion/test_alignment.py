@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from encoders.base import Encoder, EncoderOutput
-from fusion.alignment import align_model, paired_means, ridge_regression
+from fusion.alignment import Alignment, align_model, paired_means, ridge_regression
 from fusion.model import FusionModel
 from fusion.projection import unit_means
 
@@ -79,12 +79,14 @@ def make_batch(num: int = 12) -> dict:
     masks["image"][2:, 0] = masks["text"][2:, 0] = True
     inputs = {"image": torch.randn(num, 3, 6), "text": torch.randn(num, 4, 8)}
     inputs = {name: values * masks[name].unsqueeze(-1) for name, values in inputs.items()}
-    return {"inputs": inputs, "masks": masks, "weight": torch.rand(num) + 0.1}
+    weight, group_id = torch.rand(num) + 0.1, torch.randperm(10**6)[:num]
+    return {"inputs": inputs, "masks": masks, "weight": weight, "group_id": group_id}
 
 
 def test_paired_means_leaves_out_samples_that_lack_either():
     batches = [make_batch(), make_batch()]
-    source, target, weight = paired_means(batches, "image", "text")
+    source, target, weight, group_id = paired_means(batches, "image", "text")
+    assert group_id.equal(torch.cat([batch["group_id"][2:] for batch in batches]))
     assert source.shape == (20, 6) and target.shape == (20, 8)
     assert weight.equal(torch.cat([batch["weight"][2:] for batch in batches]))
     expected = unit_means(batches[1]["inputs"]["text"], batches[1]["masks"]["text"])
@@ -99,7 +101,7 @@ def make_model(image_frozen: bool = True, text_frozen: bool = True) -> FusionMod
 def test_align_model():
     model, batches = make_model(), [make_batch(), make_batch()]
     align_model(model, batches, "text", strength=0.5)
-    source, target, weight = paired_means(batches, "image", "text")
+    source, target, weight, _ = paired_means(batches, "image", "text")
     fitted = ridge_regression(source, target, weight / weight.max(), 0.5)
     torch.testing.assert_close(model.projection("image").linear.weight, fitted.weight)
     torch.testing.assert_close(model.projection("image").center, fitted.source_mean)
@@ -124,3 +126,30 @@ def test_a_reference_must_have_the_width_of_the_model(reference):
 def test_a_reference_must_be_frozen():
     with pytest.raises(ValueError, match="Cannot align to 'text'"):
         align_model(make_model(text_frozen=False), [make_batch()], "text")
+
+
+def test_alignment_starts_at_the_closed_form_and_lowers_the_loss_from_there():
+    torch.manual_seed(0)
+    model, batches, scale = make_model(), [make_batch(60)], torch.tensor(1.0, requires_grad=True)
+    expected = make_model()
+    align_model(expected, batches, "text", strength=0.3)
+    align = Alignment("text", num_steps=60, batch_size=40, lr=1e-2)
+    losses = torch.stack(list(align.fit(model, batches, scale)))
+    assert losses[-10:].mean() < losses[:10].mean() - 0.1
+    for name in ("image", "text"):
+        projection = model.projection(name)
+        assert projection.linear.weight.equal(expected.projection(name).linear.weight)
+        assert projection.mlp[1].shrink.weight.any()
+        assert not any(p.requires_grad for p in projection.mlp.parameters())
+        assert not projection.mlp.training
+
+
+def test_without_steps_alignment_is_the_closed_form():
+    model = make_model()
+    assert not list(Alignment("text", num_steps=0).fit(model, [make_batch()], torch.tensor(1.0)))
+    assert not model.projection("image").mlp[1].shrink.weight.any()
+
+
+def test_alignment_settings_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="batch_size >= 2"):
+        Alignment("text", batch_size=1)

@@ -96,3 +96,12 @@ def test_unit_means():
     torch.testing.assert_close(means[1], expected)
     torch.testing.assert_close(means[1:].norm(dim=1), torch.ones(4, dtype=torch.float64))
     assert not means[0].any()
+
+
+def test_projected_means_are_the_means_of_projected_tokens():
+    projection, (values, mask) = make(), make_tokens()
+    latents = projection(values, mask)[2:]
+    expected = latents.sum(1) / mask[2:].sum(1, keepdim=True).clamp_min(1)
+    means = unit_means(values, mask)[2:]
+    assert mask[2:].any(1).all()
+    torch.testing.assert_close(projection.project_means(means), expected)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from encoders.base import Encoder, EncoderOutput
+from fusion.alignment import Alignment
 from fusion.block import FusionBlock
 from fusion.model import FusionModel
 from fusion.solver import FixedPointSolver
@@ -14,6 +15,7 @@ from fusion.subsets import Direction
 from fusion.tasks import ContrastiveTask
 
 NAMES = ("image", "text", "audio")
+ALIGN = Alignment("text", num_steps=20, batch_size=32)
 
 
 class Toy(Encoder):
@@ -120,7 +122,7 @@ def test_a_query_that_holds_its_target_is_learned(tmp_path):
 
 def test_training_lowers_the_loss(tmp_path):
     losses, frozen = Losses(), ("image", "text")
-    task = make_task(tmp_path, frozen, align_to="text", lr=1e-2, num_warmup=2)
+    task = make_task(tmp_path, frozen, align=ALIGN, lr=1e-2, num_warmup=2)
     tower = {name: value.clone() for name, value in task.model.encoders["image"].named_parameters()}
     trainer = make_trainer(tmp_path, losses)
     trainer.fit(task, datamodule=Data(frozen))
@@ -131,6 +133,21 @@ def test_training_lowers_the_loss(tmp_path):
     for name, value in task.model.encoders["image"].named_parameters():
         assert value.equal(tower[name])
     assert task.model.projection("text").linear.weight.equal(torch.eye(8))
+
+
+def test_aligned_projections_hold_still_while_the_rest_learns(tmp_path):
+    task = make_task(tmp_path, ("image", "text"), align=ALIGN, lr=1e-2, num_warmup=2)
+    data, seen = Data(("image", "text")), []
+    task.on_train_start = lambda: seen.append({n: v.clone() for n, v in task.state_dict().items()})
+    make_trainer(tmp_path, Losses()).fit(task, datamodule=data)
+    (before,) = seen
+    moved = {name for name, value in task.state_dict().items() if not value.equal(before[name])}
+    parts = ("model.projections.image.", "model.projections.text.", "model.encoders.")
+    assert {n for n in moved if n.startswith(parts)} <= {
+        n for n in moved if n.startswith("model.encoders.audio.")
+    }
+    assert any(n.startswith("model.blocks.") for n in moved)
+    assert any(n.startswith("model.projections.audio.") for n in moved)
 
 
 def test_a_checkpoint_of_the_command_line_is_plain_data(runs):
@@ -152,9 +169,9 @@ def test_an_aligned_run_goes_on_from_its_checkpoint(tmp_path):
     frozen, path = ("image", "text"), tmp_path / "last.ckpt"
     data = Data(frozen)
     trainer = make_trainer(tmp_path, Losses(), max_epochs=1)
-    trainer.fit(make_task(tmp_path, frozen, align_to="text"), datamodule=data)
+    trainer.fit(make_task(tmp_path, frozen, align=ALIGN), datamodule=data)
     trainer.save_checkpoint(path)
-    losses, task = Losses(), make_task(tmp_path, frozen, align_to="text")
+    losses, task = Losses(), make_task(tmp_path, frozen, align=ALIGN)
     make_trainer(tmp_path, losses, max_epochs=2).fit(
         task, datamodule=data, ckpt_path=path, weights_only=False
     )
