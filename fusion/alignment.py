@@ -179,12 +179,10 @@ class Alignment:
         if not others or not self.num_steps:
             return
         pairs = {name: paired_means(batches, name, self.reference) for name in others}
-        parts = [model.projection(name).mlp for name in model.frozen]
+        parts = [model.projection(name).mlp.train().requires_grad_(True) for name in model.frozen]
         weights = [log_logit_scale, *(p for part in parts for p in part.parameters())]
         made = adamw_with_cosine(weights, self.lr, 0.01, 20, self.num_steps)
         optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
-        for part in parts:
-            part.train().requires_grad_(True)
         for _ in range(self.num_steps):
             losses = [self._loss(model, name, pairs[name], log_logit_scale) for name in others]
             loss = torch.stack(losses).sum()

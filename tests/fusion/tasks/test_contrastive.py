@@ -141,6 +141,7 @@ def test_aligned_projections_hold_still_while_the_rest_learns(tmp_path):
     task.on_train_start = lambda: seen.append({n: v.clone() for n, v in task.state_dict().items()})
     make_trainer(tmp_path, Losses()).fit(task, datamodule=data)
     (before,) = seen
+    assert all(before[f"model.projections.{n}.mlp.1.shrink.weight"].any() for n in task.held)
     moved = {name for name, value in task.state_dict().items() if not value.equal(before[name])}
     parts = ("model.projections.image.", "model.projections.text.", "model.encoders.")
     assert {n for n in moved if n.startswith(parts)} <= {
