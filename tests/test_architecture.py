@@ -15,8 +15,9 @@ MAX_LINES, MAX_PARAMETERS = 300, 8
 # Files of `fusion` that are pure torch: no config, trainer, encoder or file ever reaches them.
 BLOCKS = (
     *("fusion.accom", "fusion.assim", "fusion.block", "fusion.certificate", "fusion.choice"),
-    *("fusion.cider", "fusion.delta", "fusion.layers", "fusion.losses", "fusion.metrics"),
-    *("fusion.phase", "fusion.projection", "fusion.recursion", "fusion.relations"),
+    *("fusion.cider", "fusion.delta", "fusion.diagnostics", "fusion.layers", "fusion.losses"),
+    *("fusion.metrics", "fusion.phase", "fusion.projection", "fusion.recursion"),
+    *("fusion.relations",),
     *("fusion.solver", "fusion.subsets", "fusion.tokens"),
 )
 # Who may import a package of the first column, beside itself.

@@ -8,13 +8,15 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from fusion.block import FusionBlock
 from fusion.cider import CaptionScores, cider_d, distinct_share
 from fusion.cli.gallery import Gallerist
 from fusion.cli.stages import Results, Session
+from fusion.diagnostics import Trajectory, ambiguity, order_parameter, trajectory
 from fusion.metrics import CUTOFFS, RetrievalScores
 from fusion.report import (
     About,
@@ -27,8 +29,11 @@ from fusion.report import (
     Training,
     write_report,
 )
+from fusion.tokens import concat, select
 
 VERSIONS = ("assim", "torch", "lightning", "open_clip_torch", "timm", "webdataset", "lancedb")
+ITERATED = ("image", "audio")  # the pair with the most tokens
+NUM_DRAWN = 12  # iterations that are drawn round by round
 SHOWN_CURVES = ("image->text", "text->image", "audio->text")
 LIMITS = (
     "950 stamps by one project and about 9,000 clip arts and emoji: small, clean, drawn or cut "
@@ -96,19 +101,42 @@ def _chance(scores: RetrievalScores) -> dict[str, float]:
 
 
 def _iteration(session: Session, results: Results) -> Iteration:
-    """The iterations of the pair of modalities with the most tokens, over held-out samples."""
-    embedded = results.embedded[("image", "audio")]
-    rows = embedded.present.nonzero().flatten()
-    stats = embedded.stats
-    drawn = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:12]]
+    """The iterations over held-out samples: as they were, and recorded round by round."""
+    embedded = results.embedded[ITERATED]
+    rows, stats = embedded.present.nonzero().flatten(), embedded.stats
+    recorded = [
+        (found, index) for found in _recorded(session) for index in range(len(found.num_iters))
+    ]
+    random.Random(0).shuffle(recorded)
+    drawn = [(f, i, int(f.num_iters[i]) + 1) for f, i in recorded[:NUM_DRAWN]]
     return Iteration(
         num_iters=stats.num_iters[rows].tolist(),
-        residuals=[stats.trace[: int(stats.num_iters[i]), i].tolist() for i in drawn.tolist()],
+        residuals=[found.residual[: end - 1, i].tolist() for found, i, end in drawn],
         tol=session.tol,
         q=float(stats.q[rows].max()),
         error_bound=float(stats.error_bound[rows].max()),
         share_converged=float(stats.converged[rows].float().mean()),
+        order=[order_parameter(found.context)[:end, i].tolist() for found, i, end in drawn],
+        coherence=[found.coherence[:end, i].tolist() for found, i, end in drawn],
+        ambiguity=[
+            (float(ambiguity(found.weights, found.mask)[i].mean()), int(found.num_iters[i]))
+            for found, i in recorded
+        ],
     )
+
+
+@torch.no_grad()
+def _recorded(session: Session) -> list[Trajectory]:
+    """The first block's iterations on the held-out samples that have both modalities."""
+    model = session.model.eval()
+    block, found = cast(FusionBlock, model.blocks[0]), []
+    for batch in session.data.val_dataloader():
+        if set(ITERATED) <= set(batch["inputs"]):
+            encoded = model.encode(batch, ITERATED)
+            present = torch.stack([part.mask.any(dim=1) for part in encoded.values()]).all(dim=0)
+            if present.any():
+                found.append(trajectory(block, *select(concat(list(encoded.values())), present)))
+    return found
 
 
 def _captions(

@@ -32,6 +32,9 @@ COMMANDS = {
         "fusion.cli.search", "search", "find entries by text, picture, sound, or all together"
     ),
     "caption": Command("fusion.cli.caption", "caption", "describe files in words"),
+    "explain": Command(
+        "fusion.cli.explain", "explain", "show how inputs were fused, as a page with pictures"
+    ),
     "data": Command("fusion.cli.data", "data", "rebuild the sample shards from public packages"),
 }
 TRAINING = frozenset({"fit", "validate", "test", "predict"})

@@ -133,6 +133,9 @@ class Iteration:
         q: largest contraction factor over samples; infinite when none is declared.
         error_bound: largest certified distance to the fixed point over samples.
         share_converged: share of samples that reached `tol`.
+        order: |C| at the start and after each round, a sequence for each sample to draw.
+        coherence: phase coherence of the tokens, for the same.
+        ambiguity: of each sample, how undecided its tokens are between slots, and its rounds.
     """
 
     num_iters: Sequence[int]
@@ -141,6 +144,9 @@ class Iteration:
     q: float
     error_bound: float
     share_converged: float
+    order: Sequence[Sequence[float]] = ()
+    coherence: Sequence[Sequence[float]] = ()
+    ambiguity: Sequence[tuple[float, int]] = ()
 
 
 @dataclass(frozen=True)

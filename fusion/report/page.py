@@ -1,8 +1,6 @@
 """The report page as HTML. What it shows is explained in `fusion.report.content`."""
 
-from collections.abc import Mapping
-from importlib.resources import files
-from string import Template
+from collections.abc import Iterator, Mapping
 
 from fusion import plots
 from fusion.report.content import (
@@ -13,6 +11,7 @@ from fusion.report.content import (
     ReportContent,
     Training,
 )
+from fusion.report.frame import frame
 from fusion.report.markup import Html, element, join
 from fusion.report.parts import (
     arrow,
@@ -31,19 +30,12 @@ from fusion.report.searches import gallery_section, search_strip
 
 def render(content: ReportContent) -> str:
     """The whole page; nothing in it is fetched from elsewhere."""
-    templates = files("fusion.report")
     sections = _sections(content)
-    return Template(templates.joinpath("page.html").read_text("utf-8")).substitute(
-        title=join(content.about.title),
-        style=templates.joinpath("page.css").read_text("utf-8"),
-        header=_header(content, sections),
-        main=join(
-            *(
-                element("section", {"id": name.lower()}, element("h2", {}, name), html)
-                for name, html in sections.items()
-            )
-        ),
+    parts = (
+        element("section", {"id": name.lower()}, element("h2", {}, name), html)
+        for name, html in sections.items()
     )
+    return frame(content.about.title, _header(content, sections), join(*parts))
 
 
 def _sections(content: ReportContent) -> Mapping[str, Html]:
@@ -114,7 +106,7 @@ def _training(training: Training) -> Html:
 
 
 def _iteration(iteration: Iteration) -> Html:
-    rounds, residuals = iteration.num_iters, iteration.residuals
+    rounds = iteration.num_iters
     figures = {
         "rounds, mean": f"{sum(rounds) / len(rounds):.1f}" if rounds else "none",
         "rounds, most": str(max(rounds, default="none")),
@@ -135,18 +127,30 @@ def _iteration(iteration: Iteration) -> Html:
             f"the tolerance {iteration.tol:g}; each sample stops on its own. {certificate}",
         ),
         headline_figures(figures),
-        box(
-            "grid figures",
-            figure(
-                plots.residual_figure(residuals, iteration.q, iteration.tol),
-                f"Residual per round of {len(residuals)} held-out samples, a line each.",
-            ),
-            figure(
-                plots.iterations_figure(rounds),
-                f"Rounds that {len(rounds)} held-out samples took.",
-            ),
-        ),
+        box("grid figures", *_iteration_figures(iteration)),
     )
+
+
+def _iteration_figures(iteration: Iteration) -> Iterator[Html]:
+    yield figure(
+        plots.residual_figure(iteration.residuals, iteration.q, iteration.tol),
+        f"Residual per round of {len(iteration.residuals)} held-out samples, a line each.",
+    )
+    yield figure(
+        plots.iterations_figure(iteration.num_iters),
+        f"Rounds that {len(iteration.num_iters)} held-out samples took.",
+    )
+    if iteration.order:
+        yield figure(
+            plots.order_figure(iteration.order, iteration.coherence),
+            "Strength of the shared context, and how far all tokens of a sample are in phase.",
+        )
+    if iteration.ambiguity:
+        ambiguity, rounds = zip(*iteration.ambiguity, strict=True)
+        yield figure(
+            plots.ambiguity_figure(ambiguity, rounds),
+            "Rounds against ambiguity: how undecided a sample's tokens are between slots.",
+        )
 
 
 def _run(about: About) -> Html:

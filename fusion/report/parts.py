@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from fusion.plots import Drawing
 from fusion.report.content import Picture
 from fusion.report.markup import Html, data_uri, element, join
 
@@ -32,10 +33,15 @@ def terms(css_class: str, values: Mapping[str, str]) -> Html:
     return element("dl", {"class": css_class}, *pairs)
 
 
-def figure(svg: str, caption: str) -> Html:
+def figure(drawing: Drawing, caption: str) -> Html:
     """A card with a drawing and its caption, which is also its text alternative."""
-    drawing = image(Picture(svg.encode(), caption))
-    return element("figure", {"class": "card"}, drawing, element("figcaption", {}, caption))
+    return pictured(Picture(drawing.svg().encode(), caption))
+
+
+def pictured(picture: Picture) -> Html:
+    """A card with a picture, and under it the words that describe it."""
+    caption = element("figcaption", {}, picture.alt)
+    return element("figure", {"class": "card"}, image(picture), caption)
 
 
 def image(picture: Picture) -> Html:

@@ -1,0 +1,1 @@
+"""Measurements of what the efficiency techniques bring, and where they bring nothing."""
