@@ -163,8 +163,8 @@ def _training(session: Session, results: Results) -> Training:
         rows = list(csv.DictReader(file))
     directions = [name for name in SHOWN_CURVES if name in results.trained]
     return Training(
-        loss=_curve(rows, "loss/image->text"),
-        chance_loss=math.log(session.settings["data"]["batch_size"]),
+        loss=_curve(rows, "loss/alignment"),
+        chance_loss=math.log(session.align.batch_size),
         recall={f"{name} R@10": _curve(rows, f"val/{name}/R@10") for name in directions},
         recall_baseline={
             f"{name} R@10": results.baseline[name].recall_at_10

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningCLI
 from datamodules.module import ShardDataModule
 from datamodules.samples import Sample, collate
 from datamodules.shards import read_shards
+from fusion.alignment import Alignment
 from fusion.block import FusionBlock
 from fusion.checkpoint import restore
 from fusion.cli.index import entry_of
@@ -117,6 +118,11 @@ class Session:
     def model(self) -> FusionModel:
         """The trained model."""
         return self._cli.model.model
+
+    @property
+    def align(self) -> Alignment:
+        """How pictures and words were brought together before anything was fused."""
+        return self._cli.model.align
 
     @property
     def tol(self) -> float:

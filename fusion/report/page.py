@@ -95,12 +95,14 @@ def _training(training: Training) -> Html:
         "grid figures",
         figure(
             plots.loss_figure(loss.steps, loss.values, training.chance_loss),
-            f"Contrastive loss; its last value is {last}. A model that knows nothing stays at "
+            "Contrastive loss of pictures and words while they are aligned, before anything is "
+            f"fused; its last value is {last}. A model that knows nothing stays at "
             f"ln(batch size) = {training.chance_loss:.2f}.",
         ),
         figure(
             plots.recall_figure(curves, baseline),
-            "Recall on held-out samples while training; dashed, the linear baseline.",
+            "Recall on held-out samples after that, while the fusion block and the speech encoder "
+            "learn; dashed, the linear baseline.",
         ),
     )
 

@@ -20,6 +20,7 @@ from fusion.tasks.saving import without_modules
 from fusion.tokens import Tokens, select
 
 MAX_LOGIT_SCALE = 100.0
+LOGGED_EVERY = 5  # steps of the alignment
 
 
 class ContrastiveTask(LightningModule):
@@ -86,8 +87,10 @@ class ContrastiveTask(LightningModule):
         datamodule: Any = getattr(self.trainer, "datamodule")  # noqa: B009
         steps = self.align.fit(self.model, list(datamodule.train_batches()), self.log_logit_scale)
         quiet = self.trainer.progress_bar_callback is None
-        for _ in track(steps, "Aligning", total=self.align.num_steps, disable=quiet):
-            pass
+        bar = track(steps, "Aligning", total=self.align.num_steps, disable=quiet)
+        for step, loss in enumerate(bar):
+            if self.logger is not None and step % LOGGED_EVERY == 0:
+                self.logger.log_metrics({"loss/alignment": float(loss)}, step)
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         """Sums the losses of the directions drawn for this step."""
