@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusion.accom import FrozenMixing, SlotAccom
+from fusion.accom import FrozenMixing, NeighbourMixing, SlotAccom
 from fusion.accom.mean import MeanMixing
 from fusion.assim.anchored import AnchoredUpdate
 from fusion.assim.coupling import bounded_coupling, start_coupling
 from fusion.choice import Choice
-from fusion.solver import NeighbourMixing
 from fusion.tokens import Place
 
 NUM_HEADS, NUM_SLOTS, DIM_HEAD, NUM_READ, BLOCK = 4, 16, 64, 12, 64

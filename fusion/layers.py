@@ -99,3 +99,8 @@ def masked_softmax(logits: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
     # The lowest finite number, not -inf: an all-False line then stays free of NaN.
     lowest = torch.finfo(logits.dtype).min
     return logits.masked_fill(~mask, lowest).softmax(dim=dim).masked_fill(~mask, 0)
+
+
+def bounded_factor(logits: Tensor, limit: float = 5.0) -> Tensor:
+    """exp(logits), flattened to stay within e^-limit .. e^limit: never 0, never inf; 1 at 0."""
+    return (limit * (logits / limit).tanh()).exp()

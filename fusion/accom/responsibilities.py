@@ -11,11 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion.accom.base import Accom, Mixing
-from fusion.layers import masked_softmax
+from fusion.layers import bounded_factor, masked_softmax
 from fusion.tokens import Place
-
-# Learning moves beta and nu at most by a factor e^LIMIT either way: never 0, never inf.
-LIMIT = 5.0
 
 
 @final
@@ -152,13 +149,8 @@ class ResponsibilityAccom(Accom):
         return ResponsibilityMixing(
             slots=masked_softmax(logits, mask[:, None, None, :]) @ anchors,
             log_prior=self.prior.log_softmax(dim=-1).unsqueeze(1),
-            sharpness=self.beta * _factor(self.sharpness),
-            inertia=self.nu * _factor(self.inertia),
+            sharpness=self.beta * bounded_factor(self.sharpness)[:, None, None],
+            inertia=self.nu * bounded_factor(self.inertia)[:, None, None],
             mask=mask,
             stretch=torch.where(mask.any(dim=1), math.inf, 1.0),
         )
-
-
-def _factor(learned: Tensor) -> Tensor:
-    """(H,) -> (H, 1, 1) within e^-LIMIT .. e^LIMIT, 1 at 0."""
-    return (LIMIT * (learned / LIMIT).tanh()).exp()[:, None, None]

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 
 from fusion.accom import Mixing
 from fusion.assim.base import Assim, Update
-from fusion.layers import masked_mean
-
-# lam stays within a factor e^LIMIT of where it started, for every input: never 0, never inf.
-LIMIT = 5.0
+from fusion.layers import bounded_factor, masked_mean
 
 
 @final
 class Pull(nn.Module):
     """Chooses lam, the weight of the context against the anchor, from the mean anchor.
+
+    It stays within a factor of 150 of where it started, for every input: never 0, never inf.
 
     Args:
         dim_head: d.
@@ -44,7 +43,7 @@ class Pull(nn.Module):
         """lam (B, H, 1, 1) of every sample and head."""
         pooled = masked_mean(anchors, mask.unsqueeze(1))
         logits = (pooled * self.weight).sum(-1) + self.bias
-        return self.lam * (LIMIT * (logits / LIMIT).tanh()).exp()[..., None, None]
+        return self.lam * bounded_factor(logits)[..., None, None]
 
 
 def pull_energy(

@@ -3,7 +3,7 @@
 from fusion.solver.anderson import Anderson
 from fusion.solver.fixed_point import FixedPointSolver
 from fusion.solver.gradients import Full, Gradient, Implicit, Unrolled
-from fusion.solver.lazy import LazySolution, LazySolver, LocalMixing, NeighbourMixing
+from fusion.solver.lazy import LazySolution, LazySolver
 from fusion.solver.rounds import TOL_FLOOR, Step
 from fusion.solver.stats import Reason, SolverStats
 
@@ -16,8 +16,6 @@ __all__ = [
     "Implicit",
     "LazySolution",
     "LazySolver",
-    "LocalMixing",
-    "NeighbourMixing",
     "Reason",
     "SolverStats",
     "Step",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import fusion.assim
 import fusion.solver.lazy
+from fusion.accom import NeighbourMixing
 from fusion.accom.mean import MeanMixing
 from fusion.accom.relational import RelationalMixing
 from fusion.accom.responsibilities import ResponsibilityAccom
@@ -18,7 +19,7 @@ from fusion.assim import AnchoredAssim, Assim, Update
 from fusion.assim.anchored import AnchoredUpdate
 from fusion.assim.phase import PhaseAssim
 from fusion.choice import Choice
-from fusion.solver import FixedPointSolver, LazySolver, NeighbourMixing
+from fusion.solver import FixedPointSolver, LazySolver
 from fusion.tokens import Place
 
 F64 = torch.float64
