@@ -174,6 +174,22 @@ def test_gradients_are_those_of_finite_differences(assim, accom) -> None:
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
 
+MAGNITUDES = torch.cat([torch.zeros(1), torch.logspace(-45, 3, 31, dtype=F64).float()])
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
+@pairs
+def test_any_magnitude_gives_finite_values_and_gradients(assim, accom, dtype) -> None:
+    block = make_block(assim, accom, solver=FixedPointSolver(max_iters=3))
+    values = (torch.randn(32, 4, DIM) * MAGNITUDES[:, None, None]).requires_grad_()
+    with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        out = block(values, torch.ones(32, 4, dtype=torch.bool), torch.rand(32, 4, 3))
+        (out.values.float().square().mean() + out.context.square().mean()).backward()
+    assert out.values.isfinite().all() and out.context.isfinite().all()
+    for tensor in (values, *block.parameters()):
+        assert tensor.grad is None or tensor.grad.isfinite().all()
+
+
 @pairs
 def test_state_dict_round_trip(assim, accom) -> None:
     block, other = make_block(assim, accom, seed=0), make_block(assim, accom, seed=1)
