@@ -35,6 +35,7 @@ COMMANDS = {
     "explain": Command(
         "fusion.cli.explain", "explain", "show how inputs were fused, as a page with pictures"
     ),
+    "pack": Command("fusion.cli.pack", "pack", "pack files or shards into checked shards"),
     "data": Command("fusion.cli.data", "data", "rebuild the sample shards from public packages"),
 }
 TRAINING = frozenset({"fit", "validate", "test", "predict"})
