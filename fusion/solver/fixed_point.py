@@ -160,8 +160,9 @@ class FixedPointSolver:
             failed = failed | lost
             done = moved & (size < tol)
             live = live & ~lost & ~done
-            # A sample that is done rests on the plain round, whose step was measured.
-            state = replace(replace(state, following, live | done), proposal, done)
+            state = replace(state, following, live | done)
+            if run is not None:  # what is done rests on the plain round, whose step was measured
+                state = replace(state, proposal, done)
             trace.append(residual)
         if trace:  # else the start, with its gradient
             state = replace(state, best, failed)
