@@ -13,16 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders.base import Encoder, EncoderOutput
+from encoders.waveform import SAMPLE_RATE, cut_waveform, to_mono
 
-_RATE = 16_000
-_HOP = 320  # samples between frames: 20 ms
+HOP = 320  # samples between frames: 20 ms
 _WINDOW = 400  # samples in a frame: 25 ms
 _NUM_STAGES = 3
 _STRIDE = 2**_NUM_STAGES  # frames between tokens
-_SECONDS_PER_TOKEN = _STRIDE * _HOP / _RATE
+_SECONDS_PER_TOKEN = _STRIDE * HOP / SAMPLE_RATE
 _REACH = 3  # tokens to either side that a convolution over time sees
 _GAP = _REACH * _STRIDE  # frames
-_RATE_STEP = 25  # Hz; a resampling kernel grows with rate / gcd, and known rates are multiples
 
 
 @final
@@ -46,16 +45,9 @@ class LogMel:
         Raises:
             ValueError: If the waveform is empty, not finite, or not of this form.
         """
-        from torchaudio.functional import resample
-
-        waveform, rate = raw
-        _check_waveform(waveform, rate)
-        waveform = waveform[:, : max(1, round(self.max_seconds * rate))].float()
-        if not waveform.isfinite().all():
-            raise ValueError("The waveform holds NaN or infinite samples; repair or drop the clip.")
+        waveform, rate = cut_waveform(raw, self.max_seconds)
         waveform = waveform / waveform.abs().amax().clamp_min(1e-8)  # no overflow below
-        rate = max(1, round(rate / _RATE_STEP)) * _RATE_STEP
-        mono = resample(waveform.mean(dim=0), rate, _RATE)
+        mono = to_mono(waveform, rate)
         mono = mono / mono.square().mean().sqrt().clamp_min(1e-4)
         mono = F.pad(mono, (0, max(0, _WINDOW - len(mono))))
         frames = (self._mel(mono) + 1e-5).log().T
@@ -66,26 +58,14 @@ class LogMel:
         from torchaudio.transforms import MelSpectrogram
 
         return MelSpectrogram(
-            _RATE,
+            SAMPLE_RATE,
             n_fft=512,
             win_length=_WINDOW,
-            hop_length=_HOP,
+            hop_length=HOP,
             f_min=20.0,
             n_mels=self.num_mels,
             pad_mode="constant",
         )
-
-
-def _check_waveform(waveform: Tensor, rate: int) -> None:
-    if waveform.ndim != 2 or not waveform.is_floating_point():
-        raise ValueError(
-            f"A waveform must be float of shape (channels, samples), got {waveform.dtype} "
-            f"{tuple(waveform.shape)}; decode it to float32 first."
-        )
-    if waveform.numel() == 0:
-        raise ValueError("The waveform holds no samples; drop the clip.")
-    if not 1_000 <= rate <= 400_000:
-        raise ValueError(f"A sample rate of {rate} Hz is not between 1,000 and 400,000; check it.")
 
 
 @final
@@ -115,7 +95,7 @@ class LogMelEncoder(Encoder):
     ) -> None:
         super().__init__("audio", dim, LogMel(num_mels, max_seconds))
         widths = [num_mels, *[2 * dim // 3] * (_NUM_STAGES - 2), dim, dim]
-        self.stages = nn.ModuleList(_Stage(a, b) for a, b in pairwise(widths))
+        self.stages = nn.ModuleList(ConvStage(a, b) for a, b in pairwise(widths))
         self.blocks = nn.ModuleList(_TimeBlock(dim, dropout) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(dim)
 
@@ -123,7 +103,7 @@ class LogMelEncoder(Encoder):
         """Encode frames (B, F, M) into ceil(F / 8) tokens; real frames come first in a row."""
         frames = inputs.masked_fill(~mask.unsqueeze(-1), 0)
         if self.training:
-            frames = _blank_bands(frames, mask)
+            frames = blank_bands(frames, mask)
         token_mask = mask[:, ::_STRIDE]
         num_tokens = token_mask.shape[1]
         # All clips run end to end in one row, so that padding costs no work. Whole strides and
@@ -150,8 +130,14 @@ class LogMelEncoder(Encoder):
         return self.norm(hidden[0]) * mask[:, None]
 
 
-class _Stage(nn.Module):
-    """Convolution of stride 2 over time; normalised over channels at each place."""
+@final
+class ConvStage(nn.Module):
+    """Convolution of stride 2 over time; normalised over channels at each place.
+
+    Args:
+        num_in: Channels that come in.
+        num_out: Channels that go out.
+    """
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()
@@ -159,6 +145,7 @@ class _Stage(nn.Module):
         self.norm = nn.LayerNorm(num_out)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Turn (B, F, num_in) into (B, ceil(F / 2), num_out)."""
         hidden = self.conv(hidden.transpose(1, 2)).transpose(1, 2)
         return F.gelu(self.norm(hidden))
 
@@ -181,8 +168,13 @@ class _TimeBlock(nn.Module):
         return hidden + self.net(self.conv(hidden.transpose(1, 2)).transpose(1, 2))
 
 
-def _blank_bands(frames: Tensor, mask: Tensor) -> Tensor:
-    """Zero two random bands of time and two of frequency, each at most a fifth of the clip."""
+def blank_bands(frames: Tensor, mask: Tensor) -> Tensor:
+    """Zero two random bands of time and two of frequency, each at most a fifth of the clip.
+
+    Args:
+        frames: (B, F, M).
+        mask: (B, F) bool, real frames first in a row.
+    """
     num_bands = frames.shape[-1]
     for _ in range(2):
         in_time = _random_span(mask.sum(dim=1), frames.shape[1])

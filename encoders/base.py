@@ -7,11 +7,51 @@ import hashlib
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+
+from encoders.lora import add_adapters
+
+TrainMode = Literal["frozen", "lora", "full", "scratch"]
+"""How a tower with pretrained weights takes part in training: not at all, through LoRA adapters,
+with all its weights, or with all of them from a random start, its pretrained weights unread."""
+
+_bare: ContextVar[bool] = ContextVar("bare", default=False)
+
+
+@contextmanager
+def bare() -> Iterator[None]:
+    """Builds towers without reading any pretrained weights, for a state dict to fill them.
+
+    Settings stay as they were, so the same config builds the bare tower and the one from its
+    weights; the state dict brings all that was read from files, tokenizers included.
+    """
+    token = _bare.set(True)
+    try:
+        yield
+    finally:
+        _bare.reset(token)
+
+
+def is_bare() -> bool:
+    """Whether towers are being built bare, so that none of their files may be needed."""
+    return _bare.get()
+
+
+def reads_weights(train: TrainMode) -> bool:
+    """Whether a tower that is being built should read its pretrained weights.
+
+    Raises:
+        ValueError: If there is no such mode.
+    """
+    if train not in get_args(TrainMode):
+        raise ValueError(f"Got train={train!r}; choose one of {', '.join(get_args(TrainMode))}.")
+    return train != "scratch" and not is_bare()
 
 
 class EncoderOutput(NamedTuple):
@@ -37,20 +77,33 @@ class Encoder(nn.Module, ABC):
     sample lacks this modality, and its tokens are all masked. The tokens of a sample depend
     neither on its neighbours in the batch nor on how much padding they caused.
 
+    A tower with pretrained weights takes `train: TrainMode = "frozen"`, reads its weights only if
+    `reads_weights(train)`, and ends its constructor with `self.set_train_mode(train)`. What its
+    files decide beside the weights, such as a tokenizer, it keeps in its state dict.
+
     Args:
         modality: Name of the modality, such as "image".
         dim: Width of the tokens.
         transform: Makes a tensor (L, ...) of one raw sample; runs in data workers. Its `repr` must
             state its settings (a dataclass does), for they are part of the fingerprint.
+        augment: Takes the place of `transform` in training and may draw from torch's global
+            generator, which the loader seeds for each sample; None is `transform` itself.
     """
 
     frozen: bool
 
-    def __init__(self, modality: str, dim: int, transform: Callable[[Any], Tensor]) -> None:
+    def __init__(
+        self,
+        modality: str,
+        dim: int,
+        transform: Callable[[Any], Tensor],
+        augment: Callable[[Any], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.modality = modality
         self.dim = dim
         self.transform = transform
+        self._augment = augment
         self.frozen = False
 
     @abstractmethod
@@ -76,6 +129,37 @@ class Encoder(nn.Module, ABC):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return super().__call__(inputs, mask)
 
+    @property
+    def augment(self) -> Callable[[Any], Tensor]:
+        """What takes the place of `transform` in training."""
+        return self._augment or self.transform
+
+    def set_train_mode(self, train: TrainMode) -> None:
+        """Freeze the tower or give it adapters, as `train` says; once, when it is built.
+
+        Raises:
+            ValueError: If "lora" finds no layer to adapt.
+            ModuleNotFoundError: If "lora" finds no peft.
+        """
+        if train == "frozen":
+            self.freeze()
+        elif train == "lora":
+            add_adapters(self)
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute hidden states in the backward pass instead of keeping them all.
+
+        It trades a third more computing for memory (Chen et al. 2016, arXiv:1604.06174) and
+        changes no gradient.
+
+        Raises:
+            ValueError: If the tower has no layers for it.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot recompute its hidden states; train it without gradient "
+            "checkpointing, or in smaller batches."
+        )
+
     def freeze(self) -> None:
         """Stop training for good: no parameter requires grad and eval mode stays on."""
         self.frozen = True
@@ -99,7 +183,8 @@ class Encoder(nn.Module, ABC):
                 "fingerprint would change with every run; make it a dataclass."
             )
         digest = hashlib.sha256()
-        for part in (type(self).__qualname__, _source(type(self)), repr(self), transform):
+        sources = _source(type(self)), _source(type(self.transform))
+        for part in (type(self).__qualname__, *sources, repr(self), transform):
             digest.update(part.encode() + b"\0")
         for name, value in self.state_dict().items():
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())

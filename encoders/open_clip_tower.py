@@ -1,144 +1,144 @@
-"""The two towers of an open_clip transformer, giving all their tokens.
+"""The two towers of an open_clip model, giving all their tokens.
 
-Letters: B batch, L pictures or text ids, N tokens, S picture side.
+Letters: B batch, L pictures or text ids, N tokens of a picture, E embedding width.
 """
 
-from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders.base import Encoder, EncoderOutput
-from encoders.image import SquarePicture, cell_positions
-from encoders.text import clean_text, reading_positions
-
-_VOCAB_SIZE = 49408  # of open_clip's own tokenizer
-# The tower that is not wanted is built as small as it gets, and dropped.
-_NO_VISION: dict[str, Any] = {"layers": 1, "width": 64, "image_size": 1, "patch_size": 1}
-_NO_TEXT: dict[str, Any] = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 1}
+from encoders.base import Encoder, EncoderOutput, TrainMode, reads_weights
+from encoders.clip_pieces import VOCAB_SIZE, ClipPieces
+from encoders.open_clip_vision import TransformerVision, split
+from encoders.open_clip_weights import build_tower, model_config, picture_recipe, read_tower
+from encoders.picture import Normalise, place_tokens, real_pictures
+from encoders.text import reading_positions
+from encoders.trunk import survey
 
 
 @final
 class OpenClipImage(Encoder):
-    """Patch tokens of an open_clip vision transformer, random weights.
+    """The patch tokens of an open_clip vision tower, its class token first where it has one.
+
+    Where the tower has batch normalisation its statistics hold still, except in training from
+    scratch, where samples of a batch then see each other.
 
     Args:
         config: Name of an open_clip model, or its config as a dict with `embed_dim` and
             `vision_cfg`.
-        frozen: Keep the weights as they are.
+        weights: Tag of published weights, such as "laion2b_s34b_b79k", or a local file. It
+            decides the normalisation of pictures; None is open_clip's default.
+        train: How the weights take part in training.
 
     Raises:
-        ValueError: If the model is unknown or its vision tower is no plain transformer.
+        ValueError: If the model is unknown, or no weights are named that fit it.
+        FileNotFoundError: If `weights` is neither a tag nor a file.
+        ConnectionError: If tagged weights cannot be fetched.
     """
 
-    def __init__(self, config: str | dict[str, Any], frozen: bool = False) -> None:
-        import open_clip
+    def __init__(
+        self,
+        config: str | dict[str, Any],
+        weights: str | None = None,
+        train: TrainMode = "frozen",
+    ) -> None:
+        from timm.layers.norm_act import freeze_batch_norm_2d
 
-        config = _model_config(config)
-        vision = open_clip.CLIPVisionCfg(**{**config["vision_cfg"], "output_tokens": True})
-        plain = not vision.timm_model_name and not vision.attentional_pool
-        if not plain or not isinstance(vision.layers, int):
-            raise ValueError(
-                "OpenClipImage reads patch tokens from open_clip's own vision transformer; choose "
-                "a config without timm_model_name, attentional_pool or a list of layers."
-            )
-        net: Any = open_clip.CustomTextCLIP(
-            config["embed_dim"],
-            vision,
-            open_clip.CLIPTextCfg(**_NO_TEXT),
-            quick_gelu=config.get("quick_gelu", False),
-        ).visual
-        super().__init__("image", net.ln_post.normalized_shape[0], SquarePicture(net.image_size[0]))
-        self.net = net
-        self.net.proj = None  # of the pooled embedding: nothing here would train it
-        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
-        self.register_buffer("cells", cell_positions(*net.grid_size), persistent=False)
-        if frozen:
-            self.freeze()
+        net = build_tower(model_config(config, weights), "visual")
+        if reads_weights(train):
+            read_tower(net, "visual", config, weights)
+        if train != "scratch":
+            freeze_batch_norm_2d(net)
+        side = net.image_size
+        size = (side, side) if isinstance(side, int) else tuple(side)
+        trunk, inner = split(net), getattr(net, "trunk", None)
+        width = None if inner is None else inner.num_features
+        num_whole = 1 if inner is None else getattr(inner, "num_prefix_tokens", 0)
+        layout = survey(trunk, size, width, num_whole)
+        given = picture_recipe(config, weights, size)
+        super().__init__("image", layout.dim, given.transform, given.augment)
+        self.trunk, self.layout, self.config = trunk, layout, config
+        self.normalise = Normalise(given.mean, given.std)
+        self.register_buffer("places", layout.places, persistent=False)
+        self.set_train_mode(train)
 
-    def forward(self, inputs: Tensor, mask: Tensor) -> EncoderOutput:
-        """Encode pictures (B, L, 3, S, S) uint8 into L times the patches of one."""
-        pictures = (inputs.flatten(0, 1) / 255 - self.get_buffer("mean")) / self.get_buffer("std")
-        _, tokens = self.net(pictures)  # (B * L, patches, dim)
-        cells = self.get_buffer("cells")
-        token_mask = mask.repeat_interleave(len(cells), dim=1)
-        values = tokens.reshape(*token_mask.shape, self.dim)
-        return EncoderOutput(
-            values.masked_fill(~token_mask.unsqueeze(-1), 0),
-            token_mask,
-            cells.float().repeat(*mask.shape, 1),
-        )
+    def extra_repr(self) -> str:
+        """What the layers do not state, for the fingerprint."""
+        return f"config={self.config}"
 
-
-@final
-@dataclass(frozen=True)
-class ClipPieces:
-    """Cuts a text into the ids of open_clip's own tokenizer.
-
-    Args:
-        context_length: Ids kept, the two end markers included.
-        max_chars: Characters kept, before cutting: its cleaning is quadratic in the length.
-    """
-
-    context_length: int
-    max_chars: int
-
-    def __call__(self, raw: str) -> Tensor:
-        """Turn a text into (L,) int64 ids, start and end marker included.
+    def checkpoint_gradients(self) -> None:
+        """Recompute hidden states in the backward pass instead of keeping them all.
 
         Raises:
-            ValueError: If `raw` is not a str.
+            ValueError: If the tower is no transformer of open_clip's own.
         """
-        import open_clip
+        if not isinstance(self.trunk, TransformerVision):
+            super().checkpoint_gradients()
+        self.trunk.net.set_grad_checkpointing(True)
 
-        ids = open_clip.tokenize(clean_text(raw, self.max_chars), self.context_length)[0]
-        return ids[: int(ids.argmax()) + 1]  # the end marker has the highest id
+    def forward(self, inputs: Tensor, mask: Tensor) -> EncoderOutput:
+        """Encode pictures (B, L, 3, H, W) uint8 into L * N tokens."""
+        features = self.trunk(self.normalise(real_pictures(inputs, mask)))
+        return place_tokens(self.layout.tokens(features), mask, self.get_buffer("places"))
+
+    def pool(self, tokens: EncoderOutput) -> Tensor:
+        """Embeddings (B, L, E) of the pictures as open_clip's `encode_image` has them.
+
+        Args:
+            tokens: What `forward` gave; an absent picture has zeros.
+        """
+        num_tokens = len(self.get_buffer("places"))
+        pictures = tokens.values.unflatten(1, (-1, num_tokens))
+        features = self.layout.features(pictures.flatten(0, 1))
+        pooled = self.trunk.pool(features).unflatten(0, pictures.shape[:2])
+        return pooled * tokens.mask[:, ::num_tokens, None]
 
 
 @final
 class OpenClipText(Encoder):
-    """Token states of an open_clip text transformer, random weights.
+    """The token states of an open_clip text transformer.
 
     Args:
         config: Name of an open_clip model, or its config as a dict with `embed_dim` and
             `text_cfg`.
+        weights: Tag of published weights, such as "laion2b_s34b_b79k", or a local file.
         max_chars: Characters kept of a text.
-        frozen: Keep the weights as they are.
+        train: How the weights take part in training.
 
     Raises:
-        ValueError: If the model is unknown or its text tower is not open_clip's own.
+        ValueError: If the model is unknown, its text tower is not open_clip's own, or no weights
+            are named that fit it.
+        FileNotFoundError: If `weights` is neither a tag nor a file.
+        ConnectionError: If tagged weights cannot be fetched.
     """
 
     def __init__(
-        self, config: str | dict[str, Any], max_chars: int = 500, frozen: bool = False
+        self,
+        config: str | dict[str, Any],
+        weights: str | None = None,
+        max_chars: int = 500,
+        train: TrainMode = "frozen",
     ) -> None:
-        import open_clip
+        settings = model_config(config, weights)
+        _check_text(settings["text_cfg"])
+        net = build_tower(settings, "text")
+        if reads_weights(train):
+            read_tower(net, "text", config, weights)
+        super().__init__("text", net.width, ClipPieces(net.context_length, max_chars))
+        self.net, self.config = net, config
+        if net.text_projection is not None:  # of the pooled embedding: nothing would train it
+            net.text_projection.requires_grad_(False)
+        self.set_train_mode(train)
 
-        config = _model_config(config)
-        text = open_clip.CLIPTextCfg(**{**config["text_cfg"], "output_tokens": True})
-        foreign = text.hf_model_name or text.hf_tokenizer_name
-        if foreign or text.vocab_size != _VOCAB_SIZE:
-            raise ValueError(
-                "OpenClipText uses open_clip's own text tower and tokenizer; choose a config with "
-                f"vocab_size {_VOCAB_SIZE} and without hf_model_name or hf_tokenizer_name."
-            )
-        net: Any = open_clip.CustomTextCLIP(
-            config["embed_dim"],
-            open_clip.CLIPVisionCfg(**_NO_VISION),
-            text,
-            quick_gelu=config.get("quick_gelu", False),
-        ).text
-        super().__init__(
-            "text", net.ln_final.normalized_shape[0], ClipPieces(net.context_length, max_chars)
-        )
-        self.net = net
-        self.net.text_projection = None  # of the pooled embedding: nothing here would train it
-        if frozen:
-            self.freeze()
+    def extra_repr(self) -> str:
+        """What the layers do not state, for the fingerprint."""
+        return f"config={self.config}"
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute hidden states in the backward pass instead of keeping them all."""
+        self.net.set_grad_checkpointing(True)
 
     def forward(self, inputs: Tensor, mask: Tensor) -> EncoderOutput:
         """Encode ids (B, L) int64 into L tokens; real ids come first in a row."""
@@ -148,13 +148,28 @@ class OpenClipText(Encoder):
         values = tokens[:, :length].masked_fill(~mask.unsqueeze(-1), 0)
         return EncoderOutput(values, mask, reading_positions(mask))
 
+    def pool(self, tokens: EncoderOutput) -> Tensor:
+        """Embeddings (B, E) of the texts as open_clip's `encode_text` has them.
 
-def _model_config(config: str | dict[str, Any]) -> dict[str, Any]:
-    import open_clip
+        Args:
+            tokens: What `forward` gave; an absent text has zeros.
+        """
+        last = (tokens.mask.sum(dim=1) - 1).clamp_min(0)  # the end marker
+        state: Any = tokens.values[torch.arange(len(last), device=last.device), last]
+        projection: Any = self.net.text_projection
+        if projection is not None:
+            linear = callable(projection)
+            state = projection(state) if linear else state @ projection
+        return state * tokens.mask.any(dim=1, keepdim=True)
 
-    if isinstance(config, dict):
-        return config
-    found = open_clip.get_model_config(config) if config in open_clip.list_models() else None
-    if found is None:
-        raise ValueError(f"open_clip knows no model {config}; open_clip.list_models() names them.")
-    return found
+
+def _check_text(text: dict[str, Any]) -> None:
+    foreign = text.get("hf_model_name") or text.get("hf_tokenizer_name")
+    if foreign or text.get("vocab_size", VOCAB_SIZE) != VOCAB_SIZE or text.get("embed_cls"):
+        raise ValueError(
+            "OpenClipText reads open_clip's own text tower and tokenizer; choose a config with "
+            f"vocab_size {VOCAB_SIZE} and without hf_model_name, hf_tokenizer_name or embed_cls, "
+            "or HuggingFaceText on a local folder."
+        )
+    if text.get("pool_type", "argmax") != "argmax":
+        raise ValueError("OpenClipText pools at the end marker; choose a config with that.")

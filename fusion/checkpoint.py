@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Encoder
+from encoders.base import Encoder, bare
 from fusion.accom import Accom
 from fusion.assim import Assim
 from fusion.block import FusionBlock
@@ -80,7 +80,8 @@ def restore(path: Path) -> Restored:
     settings, state = _read(path)
     try:
         config = dict(settings["model"])
-        model = _build(FusionModel, config.get("init_args", config))
+        with bare():  # the checkpoint brings the weights
+            model = _build(FusionModel, config.get("init_args", config))
         _fill(model, state, _MODEL)
         captioner = None
         if any(name.startswith(_DECODER) for name in state):
@@ -141,10 +142,7 @@ def _build(cls: Any, settings: Mapping[str, Any]) -> Any:
 def _arguments(cls: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `cls`; where its types ask for parts, these are built from their settings."""
     hints = get_type_hints(cls.__init__)
-    values = {name: _value(hints.get(name), value) for name, value in settings.items()}
-    if issubclass(cls, Encoder) and "pretrained" in hints:
-        values["pretrained"] = False  # the checkpoint brings the weights
-    return values
+    return {name: _value(hints.get(name), value) for name, value in settings.items()}
 
 
 def _value(hint: Any, value: Any) -> Any:
@@ -188,12 +186,12 @@ def _fingerprint(config: Mapping[str, Any], state: State) -> str:
 
 
 def _essence(value: Any) -> Any:
-    """Settings without what does not change the model: where weights came from, import paths."""
+    """Settings without what does not change embeddings: how towers train, import paths."""
     if isinstance(value, Mapping):
         return {
             key: _part(item).__qualname__ if key == "class_path" else _essence(item)
             for key, item in value.items()
-            if key != "pretrained"
+            if key != "train"
         }
     return [_essence(item) for item in value] if isinstance(value, list | tuple) else value
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from encoders import Encoder, EncoderOutput, LogMelEncoder, TokenCache
-from encoders.image import SquarePicture
+from encoders.picture import FitPicture
 
 
 class Scale(Encoder):
     """A frozen toy: each input row times a weight, with positions that differ."""
 
     def __init__(self, weight: float = 2.0) -> None:
-        super().__init__("toy", 3, SquarePicture(1))
+        super().__init__("toy", 3, FitPicture((1, 1)))
         self.weight = nn.Parameter(torch.tensor(weight))
         self.num_runs = 0
         self.freeze()

@@ -5,9 +5,11 @@ import importlib
 import math
 import pickle
 import pkgutil
+import sys
 from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import torch
@@ -16,20 +18,33 @@ from torch.nn.utils.rnn import pad_sequence
 
 import encoders
 from encoders import (
+    ActionEncoder,
+    AudioTransformer,
     EfficientNetLite,
     Encoder,
     EncoderOutput,
+    FrameEncoder,
+    HuggingFaceText,
     LogMelEncoder,
     MiniLM,
     OpenClipImage,
     OpenClipText,
+    SensorEncoder,
+    TextTransformer,
+    TimmImage,
+    TorchvisionImage,
+    TorchvisionVideo,
+    ViT,
+    Wav2Vec2,
+    Whisper,
 )
+from encoders.base import TrainMode, bare
+from encoders.lora import merged
+from encoders.picture import FitPicture
 
-TINY_CLIP = {
-    "embed_dim": 16,
-    "vision_cfg": {"layers": 2, "width": 64, "image_size": 32, "patch_size": 8},
-    "text_cfg": {"layers": 2, "width": 32, "heads": 2, "context_length": 20},
-}
+sys.path.append(str(Path(__file__).parent))
+from media import ACTIONS, SERIES, VIDEOS, tiny_hubert, tiny_video, tiny_whisper
+from towers import clip_model, text_folder, timm_model, torchvision_model
 
 
 def picture(seed: int, height: int, width: int) -> Tensor:
@@ -49,43 +64,135 @@ SOUNDS = [sound(0.3, 300), sound(1.2, 440, rate=22_050), sound(0.01, 1000)]
 
 class Case(NamedTuple):
     build: Callable[[], Encoder]
-    bare: Callable[[], Encoder]  # the same architecture, to be filled by a state dict
     other: Callable[[], Encoder]  # the same weights with another setting
     raws: list[Any]
+    modes: dict[TrainMode, Callable[[], Encoder]] = {}  # of a tower with pretrained weights
+
+
+def modes(build: Callable[..., Encoder], without: str = "") -> dict[TrainMode, Callable]:
+    """The tower in each mode of training that it has."""
+    return {m: partial(build, train=m) for m in get_args(TrainMode) if m != without}
 
 
 CASES: dict[type[Encoder], Case] = {
     EfficientNetLite: Case(
         lambda: EfficientNetLite(size=64, grid=2),
-        lambda: EfficientNetLite(size=64, grid=2, pretrained=False),
         lambda: EfficientNetLite(size=96, grid=2),
         PICTURES,
+        modes(partial(EfficientNetLite, size=64, grid=2), without="lora"),
     ),
     MiniLM: Case(
         MiniLM,
-        lambda: MiniLM(pretrained=False),
         lambda: MiniLM(max_tokens=8),
         TEXTS,
+        modes(MiniLM),
     ),
     LogMelEncoder: Case(
-        lambda: LogMelEncoder(dim=32),
         lambda: LogMelEncoder(dim=32),
         lambda: LogMelEncoder(dim=32, max_seconds=2),
         SOUNDS,
     ),
     OpenClipImage: Case(
-        lambda: OpenClipImage(TINY_CLIP),
-        lambda: OpenClipImage(TINY_CLIP),
-        lambda: OpenClipImage({**TINY_CLIP, "quick_gelu": True}),
+        lambda: clip_image(),
+        lambda: OpenClipImage({**clip_model()[1], "quick_gelu": True}, clip_model()[2]),
         PICTURES,
+        modes(lambda train: clip_image(train=train)),
     ),
     OpenClipText: Case(
-        lambda: OpenClipText(TINY_CLIP),
-        lambda: OpenClipText(TINY_CLIP),
-        lambda: OpenClipText(TINY_CLIP, max_chars=5),
+        lambda: clip_text(),
+        lambda: clip_text(max_chars=5),
+        TEXTS,
+        modes(lambda train: clip_text(train=train)),
+    ),
+    TimmImage: Case(
+        lambda: TimmImage("test_vit", timm_model("test_vit")[1]),
+        lambda: squashed(TimmImage("test_vit", timm_model("test_vit")[1])),
+        PICTURES,
+        modes(lambda train: TimmImage("test_vit", timm_model("test_vit")[1], train)),
+    ),
+    TorchvisionImage: Case(
+        lambda: shufflenet(),
+        lambda: squashed(shufflenet()),
+        PICTURES,
+        modes(lambda train: shufflenet(train=train), without="lora"),
+    ),
+    ViT: Case(
+        lambda: ViT(16, 2, 2, 32),
+        lambda: ViT(16, 2, 4, 32),
+        PICTURES,
+    ),
+    HuggingFaceText: Case(
+        lambda: HuggingFaceText(text_folder(), 32, 30),
+        lambda: HuggingFaceText(text_folder(), 32, 8),
+        TEXTS,
+        modes(lambda train: HuggingFaceText(text_folder(), 32, 30, train=train)),
+    ),
+    TextTransformer: Case(
+        lambda: TextTransformer(16, 2, 2),
+        lambda: TextTransformer(16, 2, 2, max_chars=5),
         TEXTS,
     ),
+    Wav2Vec2: Case(
+        partial(tiny_hubert, train="full"),
+        partial(tiny_hubert, train="full", window_seconds=0.5),
+        SOUNDS,
+        modes(tiny_hubert),
+    ),
+    Whisper: Case(
+        partial(tiny_whisper, train="full"),
+        partial(tiny_whisper, train="full", pool=4),
+        SOUNDS,
+        modes(tiny_whisper),
+    ),
+    AudioTransformer: Case(
+        lambda: AudioTransformer(dim=32, depth=2, window_seconds=0.5, dropout=0.0),
+        lambda: AudioTransformer(dim=32, depth=2, window_seconds=1.0, dropout=0.0),
+        SOUNDS,
+    ),
+    FrameEncoder: Case(
+        lambda: FrameEncoder(ViT(16, 2, 2, 32), fps=8.0),
+        lambda: FrameEncoder(ViT(16, 2, 2, 32), fps=2.0),
+        VIDEOS,
+    ),
+    TorchvisionVideo: Case(
+        partial(tiny_video, train="full"),
+        partial(tiny_video, train="full", fps=2.0),
+        VIDEOS,
+        modes(tiny_video, without="lora"),
+    ),
+    SensorEncoder: Case(
+        lambda: SensorEncoder(3, dim=32),
+        lambda: SensorEncoder(3, dim=32, rate=10.0),
+        SERIES,
+    ),
+    ActionEncoder: Case(
+        lambda: ActionEncoder(2, (4,), dim=32),
+        lambda: ActionEncoder(2, (4,), dim=32, max_steps=20),
+        ACTIONS,
+    ),
 }
+
+
+def squashed(encoder: Encoder) -> Encoder:
+    """With the transform of other weights."""
+    encoder.transform = FitPicture(encoder.transform.size)
+    return encoder
+
+
+def clip_image(train: TrainMode = "frozen") -> OpenClipImage:
+    _, config, path = clip_model()
+    return OpenClipImage(config, path, train)
+
+
+def clip_text(max_chars: int = 500, train: TrainMode = "frozen") -> OpenClipText:
+    _, config, path = clip_model()
+    return OpenClipText(config, path, max_chars, train)
+
+
+def shufflenet(train: TrainMode = "frozen") -> TorchvisionImage:
+    name = "shufflenet_v2_x0_5"
+    return TorchvisionImage(name, torchvision_model(name)[1], train)
+
 
 ALL = pytest.mark.parametrize("cls", CASES, ids=lambda cls: cls.__name__)
 
@@ -102,6 +209,11 @@ def batch(encoder: Encoder, raws: list[Any], padding: int = 0) -> tuple[Tensor, 
     mask = torch.stack([torch.arange(longest) < len(sample) for sample in samples])
     samples.append(samples[0].new_zeros(longest, *samples[0].shape[1:]))
     return pad_sequence(samples, batch_first=True)[:-1], mask
+
+
+def same_bits(got: Tensor, expected: Tensor) -> None:
+    """Equal, where there is no value too."""
+    torch.testing.assert_close(got, expected, atol=0, rtol=0, equal_nan=True)
 
 
 def check_shapes(encoder: Encoder, raws: list[Any]) -> None:
@@ -146,21 +258,28 @@ def check_independence(encoder: Encoder, raws: list[Any]) -> None:
 
 
 def check_gradients(encoder: Encoder, raws: list[Any]) -> None:
-    """Each parameter learns, or, when frozen, none does and eval mode stays on."""
+    """Each parameter that should learn does; a frozen encoder stays in eval mode."""
     encoder = copy.deepcopy(encoder).train()
     inputs, mask = batch(encoder, raws)
     mask[1] = False  # an absent sample must not poison the gradients
+    held = {name for name, p in encoder.named_parameters() if not p.requires_grad}
+    adapters = any("lora_" in name for name, _ in encoder.named_parameters())
+    if not encoder.frozen and not adapters:
+        encoder.requires_grad_(True)  # what is held must be what no token depends on
     out = encoder(inputs, mask)
     if encoder.frozen:
         assert not any(module.training for module in encoder.modules())
         assert not any(parameter.requires_grad for parameter in encoder.parameters())
         assert not out.values.requires_grad
-    else:
-        assert all(module.training for module in encoder.modules())
-        (out.values * torch.randn_like(out.values)).sum().backward()
-        for name, parameter in encoder.named_parameters():
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        assert any((parameter.grad != 0).any() for parameter in encoder.parameters())
+        return
+    assert all(module.training for module in encoder.modules())
+    (out.values * torch.randn_like(out.values)).sum().backward()
+    for name, parameter in encoder.named_parameters():
+        learns = parameter.grad is not None
+        assert learns == (("lora_" in name) if adapters else (name not in held)), name
+        assert not learns or parameter.grad.isfinite().all(), name
+    grads = [p.grad for p in encoder.parameters() if p.grad is not None]
+    assert any((grad != 0).any() for grad in grads)
 
 
 def test_every_encoder_has_a_case():
@@ -184,6 +303,106 @@ def test_frozen_encoder_passes_the_gradient_check(cls: type[Encoder]):
     check_gradients(encoder, CASES[cls].raws)
 
 
+MODES = [(cls, mode) for cls, case in CASES.items() for mode in case.modes]
+
+
+@pytest.mark.parametrize(("cls", "mode"), MODES, ids=lambda p: getattr(p, "__name__", p))
+def test_gradients_only_where_train_says(cls: type[Encoder], mode: TrainMode):
+    encoder = CASES[cls].modes[mode]()
+    assert encoder.frozen == (mode == "frozen")
+    check_gradients(encoder, CASES[cls].raws)
+    adapted = any("lora_" in name for name, _ in encoder.named_parameters())
+    assert adapted == (mode == "lora")
+
+
+@pytest.mark.parametrize(("cls", "mode"), MODES, ids=lambda p: getattr(p, "__name__", p))
+def test_modes_start_at_the_same_tokens_but_scratch(cls: type[Encoder], mode: TrainMode):
+    frozen, encoder = CASES[cls].modes["frozen"](), CASES[cls].modes[mode]().eval()
+    inputs, mask = batch(frozen, CASES[cls].raws)
+    expected, got = frozen(inputs, mask).values, encoder(inputs, mask).values
+    same = torch.allclose(got, expected, atol=1e-5 * float(expected.abs().max()))
+    assert same == (mode != "scratch")
+
+
+@pytest.mark.parametrize(("cls", "mode"), MODES, ids=lambda p: getattr(p, "__name__", p))
+def test_bare_towers_read_no_weights_and_are_filled(cls: type[Encoder], mode: TrainMode):
+    encoder = CASES[cls].modes[mode]().eval()
+    with bare():
+        copied = CASES[cls].modes[mode]().eval()
+    copied.load_state_dict(encoder.state_dict())
+    assert copied.frozen == encoder.frozen
+    assert copied.fingerprint() == encoder.fingerprint()
+    inputs, mask = batch(copied, CASES[cls].raws)
+    assert torch.equal(copied(inputs, mask).values, encoder(inputs, mask).values)
+
+
+LORA = [cls for cls, mode in MODES if mode == "lora"]
+
+
+@pytest.mark.parametrize("cls", LORA, ids=lambda cls: cls.__name__)
+def test_adapters_merge_into_the_frozen_tower(cls: type[Encoder]):
+    encoder = CASES[cls].modes["lora"]()
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    inputs, mask = batch(encoder, CASES[cls].raws)
+    with torch.no_grad():
+        expected = encoder.eval()(inputs, mask).values
+    plain = CASES[cls].modes["frozen"]()
+    assert not torch.allclose(plain(inputs, mask).values, expected, atol=1e-3)
+    plain.load_state_dict(merged(encoder, inputs, mask).state_dict())
+    got, scale = plain(inputs, mask).values, float(expected.abs().max().clamp_min(1))
+    torch.testing.assert_close(got, expected, atol=1e-5 * scale, rtol=0)
+
+
+def kept_bytes(encoder: Encoder, raws: list[Any]) -> tuple[int, dict[str, Tensor]]:
+    """Bytes that the forward pass keeps for the backward pass, and the gradients."""
+    weights = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
+    storages: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if (place := tensor.untyped_storage().data_ptr()) not in weights:
+            storages[place] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    inputs, mask = batch(encoder, raws)
+    torch.manual_seed(0)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = encoder(inputs, mask).values.square().sum()
+    loss.backward()
+    grads = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    return sum(storages.values()), grads
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("cls", [OpenClipImage, OpenClipText, TimmImage, MiniLM, HuggingFaceText])
+def test_checkpointed_gradients_are_the_same_in_less_memory(cls: type[Encoder], mode: TrainMode):
+    case = CASES[cls]
+    plain = case.modes[mode]().train()
+    recomputing = copy.deepcopy(plain)
+    recomputing.checkpoint_gradients()
+    size, expected = kept_bytes(plain, case.raws * 4)
+    less, grads = kept_bytes(recomputing, case.raws * 4)
+    assert grads.keys() == expected.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected[name], atol=1e-5, rtol=1e-4)
+    assert recomputing.fingerprint() == plain.fingerprint()
+    assert less < 0.7 * size, (less, size)
+
+
+def test_towers_without_layers_to_recompute_say_so():
+    with pytest.raises(ValueError, match="LogMelEncoder cannot recompute"):
+        LogMelEncoder(dim=32).checkpoint_gradients()
+
+
+@pytest.mark.parametrize("cls", [c for c in CASES if CASES[c].modes], ids=lambda c: c.__name__)
+def test_other_modes_are_refused(cls: type[Encoder]):
+    build: Any = CASES[cls].modes["frozen"]
+    with pytest.raises(ValueError, match="choose one of frozen, lora, full, scratch"):
+        build(train="half")
+
+
 def test_frozen_encoder_lets_no_gradient_through():
     encoder = copy.deepcopy(built(LogMelEncoder))
     inputs, mask = batch(encoder, SOUNDS)
@@ -202,7 +421,9 @@ def test_eval_mode_is_deterministic(cls: type[Encoder]):
 
 @ALL
 def test_state_round_trip(cls: type[Encoder]):
-    encoder, copied = built(cls), CASES[cls].bare().eval()
+    encoder = built(cls)
+    with bare():
+        copied = CASES[cls].build().eval()
     assert copied.fingerprint() != encoder.fingerprint()
     copied.load_state_dict(encoder.state_dict())
     assert copied.fingerprint() == encoder.fingerprint()
@@ -228,7 +449,7 @@ def test_transform_travels_to_a_data_worker(cls: type[Encoder]):
     travelled = pickle.loads(pickle.dumps(transform))
     for raw in CASES[cls].raws:
         assert len(transform(raw)) >= 1
-        assert torch.equal(travelled(raw), transform(raw))
+        same_bits(travelled(raw), transform(raw))
 
 
 @ALL
@@ -239,6 +460,32 @@ def test_runs_under_bfloat16_autocast(cls: type[Encoder]):
         low = encoder(inputs, mask).values.float()
     full = encoder(inputs, mask).values
     assert (low - full).norm() < 0.1 * full.norm()
+
+
+@ALL
+def test_learns_under_bfloat16_autocast(cls: type[Encoder]):
+    case = CASES[cls]
+    encoder = case.modes["full"]() if case.modes else case.build()
+    inputs, mask = batch(encoder, case.raws)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = encoder.train()(inputs, mask).values.float().square().sum()
+    loss.backward()
+    for name, parameter in encoder.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@ALL
+def test_augment_fits_where_transform_does(cls: type[Encoder]):
+    encoder = built(cls)
+    travelled = pickle.loads(pickle.dumps(encoder.augment))
+    for raw in CASES[cls].raws:
+        torch.manual_seed(0)
+        first = encoder.augment(raw)
+        torch.manual_seed(0)
+        same_bits(travelled(raw), first)  # the global generator decides
+        plain = encoder.transform(raw)
+        assert first.dtype == plain.dtype and first.shape[1:] == plain.shape[1:]
 
 
 @ALL

@@ -3,7 +3,7 @@ import timm
 import torch
 from torch import nn
 
-from encoders.image import EfficientNetLite, SquarePicture, cell_positions
+from encoders.image import EfficientNetLite
 from encoders.pretrained import packaged_file
 
 
@@ -52,45 +52,7 @@ def test_several_pictures_of_a_sample_give_their_tokens_in_turn():
     torch.testing.assert_close(second.values[:, 4:], both.values[:, 4:], atol=1e-4, rtol=1e-4)
 
 
-def test_positions_are_cell_centres_row_by_row():
-    expected = [[0, 0.25, 1 / 6], [0, 0.25, 0.5], [0, 0.25, 5 / 6]]
-    torch.testing.assert_close(cell_positions(2, 3)[:3], torch.tensor(expected))
-    assert cell_positions(2, 3)[3, 1] == 0.75
-
-
-@pytest.mark.parametrize("height, width", [(1, 1), (160, 160), (1, 500), (700, 3)])
-def test_transform_scales_the_whole_picture(height: int, width: int):
-    left_dark = torch.zeros(3, height, width, dtype=torch.uint8)
-    left_dark[:, :, width // 2 :] = 255
-    square = SquarePicture(160)(left_dark)
-    assert square.shape == (1, 3, 160, 160) and square.dtype == torch.uint8
-    assert square[..., -1].min() == 255
-    if width > 1:
-        assert square[..., 0].max() == 0
-
-
-def test_fine_detail_is_averaged_when_scaled_down():
-    stripes = torch.zeros(3, 320, 320, dtype=torch.uint8)
-    stripes[:, :, torch.arange(320) % 8 < 4] = 255
-    inside = SquarePicture(32)(stripes)[..., 4:-4, 4:-4].float()
-    assert (inside - 127.5).abs().max() < 20
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        torch.zeros(3, 8, 8),
-        torch.zeros(1, 8, 8, dtype=torch.uint8),
-        torch.zeros(8, 8, dtype=torch.uint8),
-        torch.zeros(3, 0, 8, dtype=torch.uint8),
-    ],
-)
-def test_transform_refuses_what_is_no_rgb_picture(raw: torch.Tensor):
-    with pytest.raises(ValueError, match="decode it to RGB"):
-        SquarePicture(32)(raw)
-
-
 @pytest.mark.parametrize("grid", [0, 3])
 def test_grid_finer_than_the_feature_map_is_refused(grid: int):
     with pytest.raises(ValueError, match="from 1 to 2"):
-        EfficientNetLite(size=64, grid=grid, pretrained=False)
+        EfficientNetLite(size=64, grid=grid)

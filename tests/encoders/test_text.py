@@ -1,9 +1,12 @@
+import time
+
 import pytest
 import torch
 from safetensors.torch import load, save
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from encoders.base import bare
 from encoders.pretrained import packaged_file
 from encoders.text import MiniLM
 
@@ -44,20 +47,36 @@ def test_sentence_vectors_are_unit_and_know_meaning(encoder: MiniLM):
 
 
 def test_a_checkpoint_alone_rebuilds_the_encoder(encoder: MiniLM):
-    bare = MiniLM(pretrained=False)
+    with bare():
+        empty = MiniLM()
     with pytest.raises(RuntimeError, match="has no tokenizer"):
-        bare.transform("a cat")
-    bare.load_state_dict(load(save(encoder.state_dict())))
-    assert torch.equal(bare.transform("a cat"), encoder.transform("a cat"))
-    assert torch.equal(sentence_vectors(bare, TEXTS), sentence_vectors(encoder, TEXTS))
+        empty.transform("a cat")
+    empty.load_state_dict(load(save(encoder.state_dict())))
+    assert torch.equal(empty.transform("a cat"), encoder.transform("a cat"))
+    assert torch.equal(sentence_vectors(empty, TEXTS), sentence_vectors(encoder, TEXTS))
 
 
 def test_long_texts_are_cut(encoder: MiniLM):
     assert len(encoder.transform("cat " * 100_000)) == 64
-    short = MiniLM(max_tokens=8, pretrained=False)
+    with bare():
+        short = MiniLM(max_tokens=8)
     short.load_state_dict(encoder.state_dict())
     assert len(short.transform("cat " * 100)) == 8
     assert torch.equal(encoder.transform("a" * 3000), encoder.transform("a" * 2000))
+
+
+@pytest.mark.parametrize(
+    "part", ["&#x26", "&amp;amp;lt;", "abcdefghij", "\n\t", "e\u0301\u0323", "aÃ¢â‚¬&#", "\ud800"]
+)
+def test_hostile_captions_cost_little_at_any_length(encoder: MiniLM, part: str):
+    encoder.transform("warm up")
+    for length in (1_000, 10_000, 100_000, 1_000_000):
+        text, spent = (part * (length // len(part) + 1))[:length], []
+        for _ in range(3):
+            start = time.process_time()
+            encoder.transform(text)
+            spent.append(time.process_time() - start)
+        assert min(spent) < 0.05, length
 
 
 def test_lone_surrogates_and_control_characters_are_taken(encoder: MiniLM):
@@ -73,4 +92,4 @@ def test_what_is_no_text_is_refused(encoder: MiniLM):
 @pytest.mark.parametrize("max_tokens", [1, 513])
 def test_more_tokens_than_the_model_can_place_are_refused(max_tokens: int):
     with pytest.raises(ValueError, match="choose 2 to 512"):
-        MiniLM(max_tokens=max_tokens, pretrained=False)
+        MiniLM(max_tokens=max_tokens)
