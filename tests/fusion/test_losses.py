@@ -59,6 +59,12 @@ def test_distinct_groups_are_the_same_as_none():
     assert sigmoid_loss(a, b, scale, bias, group).equal(sigmoid_loss(a, b, scale, bias))
 
 
+@pytest.mark.parametrize("loss", [contrastive_loss, lambda *x: sigmoid_loss(*x, -10.0)])
+def test_half_precision_is_computed_in_float32(loss):
+    a, b = (F.normalize(torch.randn(9, 8), dim=1).bfloat16() for _ in range(2))
+    assert loss(a, b, 50.0).equal(loss(a.float(), b.float(), 50.0))
+
+
 def test_knowing_nothing_costs_the_logarithm_of_the_batch():
     row = F.normalize(torch.randn(1, 4), dim=1).expand(13, 4)
     assert contrastive_loss(row, row, 30.0).item() == pytest.approx(math.log(13), abs=1e-5)

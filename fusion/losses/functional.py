@@ -1,4 +1,4 @@
-"""Contrastive losses over pairs of embeddings.
+"""The losses as functions of one process, with a temperature of the caller's.
 
 Shapes: B batch, D width. Rows are unit vectors; `logit_scale` is the multiplier itself, not its
 logarithm.
@@ -6,14 +6,16 @@ logarithm.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from fusion.losses.info_nce import info_nce_tally
+from fusion.losses.rows import Block, Rows
+from fusion.losses.sigmoid import sigmoid_tally
 
 
 def contrastive_loss(
     a: Tensor, b: Tensor, logit_scale: Tensor | float, group_id: Tensor | None = None
 ) -> Tensor:
-    """Symmetric InfoNCE with several positives (van den Oord et al. 2018, arXiv:1807.03748, eq. 4,
-    in both directions as Radford et al. 2021, arXiv:2103.00020, figure 3).
+    """Symmetric InfoNCE with several positives; see `InfoNCE`.
 
     Args:
         a: (B, D) unit rows.
@@ -28,11 +30,11 @@ def contrastive_loss(
     Raises:
         ValueError: if the shapes do not fit.
     """
-    target = _positives(a, b, group_id).to(a.dtype)
-    target = target / target.sum(dim=1, keepdim=True)
-    logits = logit_scale * a @ b.T
-    forth = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    back = -(target * logits.T.log_softmax(dim=1)).sum(dim=1).mean()
+    query, target = _blocks(a, b, group_id)
+    logits = (logit_scale * query.values) @ target.values.T
+    _, positive = query.relate(target)
+    forth = info_nce_tally(logits, None, positive).cost().mean()
+    back = info_nce_tally(logits.T, None, positive.T).cost().mean()
     return (forth + back) / 2
 
 
@@ -43,7 +45,7 @@ def sigmoid_loss(
     logit_bias: Tensor | float,
     group_id: Tensor | None = None,
 ) -> Tensor:
-    """Pairwise sigmoid loss (SigLIP: Zhai et al. 2023, arXiv:2303.15343, algorithm 1).
+    """Pairwise sigmoid loss; see `SigmoidLoss`.
 
     Args:
         a: (B, D) unit rows.
@@ -59,23 +61,20 @@ def sigmoid_loss(
     Raises:
         ValueError: if the shapes do not fit.
     """
-    positive = _positives(a, b, group_id)
-    logits = logit_scale * a @ b.T + logit_bias
-    sign = torch.where(positive, 1.0, -1.0).to(logits.dtype)
-    return -F.logsigmoid(sign * logits).sum() / len(a)
+    query, target = _blocks(a, b, group_id)
+    return sigmoid_tally(query, target, logit_scale, logit_bias).cost().mean()
 
 
-def _positives(a: Tensor, b: Tensor, group_id: Tensor | None) -> Tensor:
+def _blocks(a: Tensor, b: Tensor, group_id: Tensor | None) -> tuple[Block, Block]:
     if a.dim() != 2 or a.shape != b.shape or not len(a):
         raise ValueError(
             f"Got embeddings of shapes {tuple(a.shape)} and {tuple(b.shape)}; give two of one "
             "shape (B, D) with B >= 1."
         )
-    if group_id is None:
-        return torch.eye(len(a), dtype=torch.bool, device=a.device)
-    if group_id.shape != a.shape[:1]:
+    ids = torch.arange(len(a), device=a.device) if group_id is None else group_id
+    if ids.shape != a.shape[:1]:
         raise ValueError(
-            f"Got group_id of shape {tuple(group_id.shape)} for {len(a)} samples; give one id "
-            "per sample."
+            f"Got group_id of shape {tuple(ids.shape)} for {len(a)} samples; give one id per "
+            "sample."
         )
-    return group_id[:, None] == group_id[None, :]
+    return Rows(a, ids).block(), Rows(b, ids).block()
