@@ -1,7 +1,7 @@
-"""Recipes that rebuild the sample shards from public packages."""
+"""Recipes that build shards, those of the sample data among them, from public packages."""
 
 from datamodules.recipes.base import Drawn, Recipe, Rejection, Task
-from datamodules.recipes.build import build, run
+from datamodules.recipes.build import RECIPES, build, run
 from datamodules.recipes.packages import RecipeError
 
-__all__ = ["Drawn", "Recipe", "RecipeError", "Rejection", "Task", "build", "run"]
+__all__ = ["RECIPES", "Drawn", "Recipe", "RecipeError", "Rejection", "Task", "build", "run"]

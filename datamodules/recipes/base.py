@@ -53,10 +53,12 @@ class Recipe(ABC):
     Attributes:
         name: Name of the recipe and prefix of its shard.
         packages: Packages whose extracted files `plan` reads.
+        libraries: Python modules of the extra `recipes` that it draws with.
     """
 
     name: ClassVar[str]
     packages: ClassVar[tuple[Package, ...]]
+    libraries: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def plan(self, source: Path) -> Iterator[Task | Rejection]:
@@ -78,10 +80,12 @@ def key_of(path: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", path)
 
 
-def members_of(webp: bytes, caption: str, meta: dict[str, Any]) -> dict[str, bytes]:
-    """Gives the members that every sample has: `webp`, `txt` and `json`."""
+def members_of(
+    extension: str, content: bytes, caption: str, meta: dict[str, Any]
+) -> dict[str, bytes]:
+    """Gives the members that every sample has: its picture or sound, `txt` and `json`."""
     encoded = json.dumps(meta, ensure_ascii=False).encode()
-    return {"webp": webp, "txt": caption.encode(), "json": encoded}
+    return {extension: content, "txt": caption.encode(), "json": encoded}
 
 
 def captioned(name: str, words: list[str]) -> str:

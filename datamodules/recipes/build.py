@@ -6,32 +6,37 @@ import multiprocessing
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from datamodules import manifest
+from datamodules.recipes.asterisk import Asterisk
 from datamodules.recipes.base import Drawn, Recipe, Rejection, Task
 from datamodules.recipes.clipart import Clipart
 from datamodules.recipes.emoji import Emoji
+from datamodules.recipes.emoji_all import EmojiAll
 from datamodules.recipes.packages import RecipeError
 from datamodules.recipes.stamps import Stamps
-from datamodules.writer import write_shard
+from datamodules.writer import sync, write_shard
 
 T = TypeVar("T")
 
-_LIBRARIES = ("resvg_py", "lxml", "scipy")
+RECIPES: Mapping[str, type[Recipe]] = {
+    recipe.name: recipe for recipe in (Stamps, Clipart, Emoji, EmojiAll, Asterisk)
+}
+"""Name -> recipe: a fixed table."""
 _REFUSALS = (ValueError, OSError, RuntimeError, SyntaxError)  # resvg, files, libsndfile, Pillow
-_RECIPES: dict[str, type[Recipe]] = {"stamps": Stamps, "clipart": Clipart, "emoji": Emoji}
 
 
 def build(name: str, out: Path, source: Path | None = None, num_workers: int = 2) -> Path:
     """Builds the shard of a recipe from public packages, showing progress.
 
     Args:
-        name: "stamps", "clipart" or "emoji".
-        out: Folder for `NAME-000000.tar.gz` and `NAME.rejected.jsonl` (source and reason of each
-            item left out).
+        name: A name in `RECIPES`.
+        out: Folder for `NAME-000000.tar.gz`, `NAME.rejected.jsonl` (source and reason of each
+            item left out) and `manifest.json`, which recipes that share a folder share.
         source: Folder that holds the already extracted packages; None fetches them into a
             temporary folder.
         num_workers: Processes that draw; 0 draws in this one.
@@ -40,17 +45,19 @@ def build(name: str, out: Path, source: Path | None = None, num_workers: int = 2
         The shard written.
 
     Raises:
-        RecipeError: When there is no such recipe, a library that recipes use is not installed, or
+        RecipeError: When there is no such recipe, a library that it uses is not installed, or
             the source cannot be had or is not right.
+        ManifestError: When the folder holds a manifest that is damaged.
     """
-    if name not in _RECIPES:
-        raise RecipeError(f"Got the recipe {name!r}; choose one of {', '.join(_RECIPES)}.")
-    for library in _LIBRARIES:
+    if name not in RECIPES:
+        raise RecipeError(f"Got the recipe {name!r}; choose one of {', '.join(RECIPES)}.")
+    recipe = RECIPES[name]()
+    for library in recipe.libraries:
         if importlib.util.find_spec(library) is None:
             raise RecipeError(
                 f"The library {library!r} is not installed; run `pip install 'assim[recipes]'`."
             )
-    recipe = _RECIPES[name]()
+    _listed(out)  # a damaged manifest is told before the work
     out.mkdir(parents=True, exist_ok=True)
     if source is not None:
         return run(recipe, source, out, num_workers)
@@ -71,7 +78,22 @@ def run(recipe: Recipe, source: Path, out: Path, num_workers: int) -> Path:
     write_shard(((sample.key, sample.members) for sample in drawn), shard)
     lines = (json.dumps(item._asdict(), ensure_ascii=False) + "\n" for item in sorted(rejected))
     (out / f"{recipe.name}.rejected.jsonl").write_text("".join(lines), "utf-8")
+    _add_to_manifest(shard)
     return shard
+
+
+def _listed(folder: Path) -> list[manifest.ShardEntry]:
+    return manifest.read_manifest(folder) if (folder / manifest.NAME).exists() else []
+
+
+def _add_to_manifest(shard: Path) -> None:
+    """Lists a shard in the manifest beside it, in place of an older one of its name."""
+    entry, _ = manifest.describe_shard(shard)
+    others = [other for other in _listed(shard.parent) if other.name != shard.name]
+    partial = shard.with_name(f".{manifest.NAME}.partial")
+    manifest.write_manifest(sorted([*others, entry], key=lambda entry: entry.name), partial)
+    sync(partial)
+    partial.replace(shard.with_name(manifest.NAME))
 
 
 def _track(items: Iterable[T], description: str, total: int) -> Iterable[T]:

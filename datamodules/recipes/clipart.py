@@ -26,6 +26,7 @@ class Clipart(Recipe):
 
     name = "clipart"
     packages = (DebianPackage("openclipart-svg"),)
+    libraries = ("resvg_py", "lxml")
 
     def plan(self, source: Path) -> Iterator[Task | Rejection]:
         """Plans one task for each file that is neither a copy nor a generated star."""
@@ -97,5 +98,5 @@ def _draw(path: Path, place: str, name: str, keywords: list[str]) -> Drawn:
         "path": place,
         "licence": _LICENCE,
     }
-    members = members_of(webp(picture, _QUALITY), captioned(name, keywords), meta)
+    members = members_of("webp", webp(picture, _QUALITY), captioned(name, keywords), meta)
     return Drawn(key_of(place.removesuffix(".svg")), members, look(picture))

@@ -35,6 +35,7 @@ class Stamps(Recipe):
 
     name = "stamps"
     packages = (DebianPackage("tuxpaint-stamps-default"),)
+    libraries = ("resvg_py", "scipy")
 
     def plan(self, source: Path) -> Iterator[Task | Rejection]:
         """Plans one task for each stamp with an English caption."""
@@ -81,7 +82,7 @@ def _draw(root: Path, stem: Path, caption: dict[str, str]) -> Drawn:
         "caption": caption,
         "licence": _LICENCE,
     }
-    members = members_of(webp(_read_picture(root / stem), _QUALITY), caption["en"], meta)
+    members = members_of("webp", webp(_read_picture(root / stem), _QUALITY), caption["en"], meta)
     omitted = []
     for member, sound in _find_sounds(root / stem):
         try:

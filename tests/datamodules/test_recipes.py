@@ -1,5 +1,6 @@
 """Recipes on small real source trees; the packages themselves are not fetched."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -13,12 +14,13 @@ import soundfile
 from PIL import Image, ImageDraw
 
 import datamodules
-from datamodules.recipes import RecipeError, build
-from datamodules.recipes.clipart import Clipart
-from datamodules.recipes.emoji import Emoji, concept_of
+from datamodules.manifest import ManifestError, check_pack
+from datamodules.recipes import RECIPES, RecipeError, build
+from datamodules.recipes.emoji import concept_of
 from datamodules.recipes.raster import frame, render_svg
 from datamodules.recipes.sound import SAMPLE_RATE
-from datamodules.recipes.stamps import Stamps, read_captions
+from datamodules.recipes.stamps import read_captions
+from fusion.cli.main import main
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" {size}>{body}</svg>'
 DISC = '<circle cx="40" cy="40" r="30" fill="{colour}"/>'
@@ -96,15 +98,52 @@ def emoji_tree(root):
     return root
 
 
-RECIPES = {
-    "stamps": (Stamps, stamps_tree),
-    "clipart": (Clipart, clipart_tree),
-    "emoji": (Emoji, emoji_tree),
+def emoji_all_tree(root):
+    emoji_tree(root)
+    body = DISC.format(colour="blue")
+    for vendor in ("openmoji", "fluent-emoji-flat", "noto-v1", "fluent-emoji", "fxemoji"):
+        icons = {"width": 80, "height": 80, "icons": {"fire": {"body": body}, "what": {}}}
+        write(root / f"@iconify-json/{vendor}/icons.json", json.dumps(icons))
+        write(root / f"@iconify-json/{vendor}/chars.json", "{}")
+    for vendor in ("emojione", "emojione-v1"):
+        write(root / f"@iconify-json/{vendor}/icons.json", '{"icons": {}}')
+        write(root / f"@iconify-json/{vendor}/chars.json", "{}")
+    assets = root / "@lobehub/fluent-emoji-3d/assets"
+    assets.mkdir(parents=True)
+    picture = Image.new("RGBA", (256, 200))
+    ImageDraw.Draw(picture).ellipse((20, 20, 200, 180), fill=(200, 90, 10, 255))
+    picture.save(assets / "2764-fe0f.webp")
+    picture.save(assets / "1f9d7-1f3fd.webp")
+    (assets / "1f525.webp").write_bytes(b"no picture")
+    return root
+
+
+def asterisk_tree(root):
+    sounds = root / "usr/share/asterisk/sounds/en_US_f_Allison"
+    (sounds / "digits").mkdir(parents=True)
+    for name in ("agent-pass", "digits/0", "beep", "unheard"):
+        wave = (1000 * np.sin(np.arange(4000) * 0.1 * len(name))).astype(np.int16)
+        soundfile.write(sounds / f"{name}.wav", wave, 8000, subtype="PCM_16")
+    (sounds / "broken.wav").write_bytes(b"RIFF")
+    lines = "; Sounds\n\nagent-pass: Enter: the key.\ndigits/0: zero\nbeep: [a tone]\nbroken: x\n"
+    path = root / "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gzip.compress(lines.encode()))
+    return root
+
+
+TREES = {
+    "stamps": stamps_tree,
+    "clipart": clipart_tree,
+    "emoji": emoji_tree,
+    "emoji-all": emoji_all_tree,
+    "asterisk": asterisk_tree,
 }
+SHIPPED = ("stamps", "clipart", "emoji")
 
 
 def built(name, tmp_path, num_workers=0):
-    source = RECIPES[name][1](tmp_path / "source")
+    source = TREES[name](tmp_path / "source")
     shard = build(name, tmp_path / f"out{num_workers}", source, num_workers)
     samples: dict[str, dict[str, bytes]] = {}
     with tarfile.open(shard) as tar:
@@ -117,13 +156,20 @@ def built(name, tmp_path, num_workers=0):
     return samples, {item["source"]: item["reason"] for item in map(json.loads, lines)}
 
 
+def test_every_recipe_has_a_tree():
+    assert set(TREES) == set(RECIPES)
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_gives_picture_caption_and_metadata(name, tmp_path):
+def test_every_recipe_gives_a_file_a_caption_and_metadata(name, tmp_path):
     samples, rejected = built(name, tmp_path)
     assert samples and rejected
     for sample in samples.values():
-        picture = Image.open(io.BytesIO(sample["webp"]))
-        assert picture.format == "WEBP" and picture.width == picture.height
+        if name == "asterisk":
+            assert soundfile.info(io.BytesIO(sample["flac"])).samplerate == 8000
+        else:
+            picture = Image.open(io.BytesIO(sample["webp"]))
+            assert picture.format == "WEBP" and picture.width == picture.height
         assert sample["txt"].decode().strip()
         meta = json.loads(sample["json"])
         assert meta["source"] == name and meta["licence"]
@@ -137,9 +183,8 @@ def test_every_recipe_says_when_its_source_is_not_there(name, tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_plan_is_the_same_twice(name, tmp_path):
-    recipe, tree = RECIPES[name]
-    source = tree(tmp_path)
-    plans = [[(type(item), item[0]) for item in recipe().plan(source)] for _ in range(2)]
+    source = TREES[name](tmp_path)
+    plans = [[(type(item), item[0]) for item in RECIPES[name]().plan(source)] for _ in range(2)]
     assert plans[0] == plans[1]
 
 
@@ -150,7 +195,7 @@ def test_worker_processes_give_the_same_bytes(tmp_path):
 
 
 def test_an_unknown_recipe_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="'photos'; choose one of stamps, clipart, emoji"):
+    with pytest.raises(RecipeError, match="'photos'; choose one of stamps, clipart, emoji,"):
         build("photos", tmp_path)
 
 
@@ -159,6 +204,31 @@ def test_a_missing_library_is_named_before_anything_is_fetched(tmp_path, monkeyp
     with pytest.raises(RecipeError, match=r"'lxml' is not installed; run `pip install 'assim"):
         build("clipart", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_recipes_that_share_a_folder_share_its_manifest(tmp_path, capsys):
+    sources = {name: TREES[name](tmp_path / name) for name in ("asterisk", "emoji")}
+    for name in ("asterisk", "emoji", "asterisk"):
+        build(name, tmp_path / "out", sources[name], num_workers=0)
+    shards, damaged = check_pack(tmp_path / "out")
+    assert [(shard.name, shard.samples) for shard in shards] == [
+        ("asterisk-000000.tar.gz", 2),
+        ("emoji-000000.tar.gz", 3),
+    ]
+    assert not damaged and {m for shard in shards for m in shard.modalities} >= {"audio", "image"}
+    assert main(["pack", "--check", str(tmp_path / "out")]) == 0
+    (tmp_path / "out/emoji-000000.tar.gz").write_bytes(b"other")
+    with pytest.raises(SystemExit):
+        main(["pack", "--check", str(tmp_path / "out")])
+    assert "emoji-000000.tar.gz: " in capsys.readouterr().out
+
+
+def test_a_damaged_manifest_is_told_before_the_work(tmp_path):
+    source = asterisk_tree(tmp_path / "source")
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ManifestError, match="not JSON"):
+        build("asterisk", tmp_path, source, num_workers=0)
+    assert not list(tmp_path.glob("*.tar.gz"))
 
 
 def test_stamps_carry_captions_and_sounds(tmp_path):
@@ -217,10 +287,47 @@ def test_emoji_give_one_sample_for_each_concept_and_vendor(tmp_path):
     assert concept_of("1F468-200D-2764-FE0F-200D-1F468") == "1f468-2764-1f468"
 
 
+def test_emoji_of_all_vendors_are_matched_by_code_points_or_by_name(tmp_path):
+    samples, rejected = built("emoji-all", tmp_path)
+    by_name = ("openmoji", "fluent-emoji-flat", "noto-v1", "fluent-emoji", "fxemoji")
+    assert set(samples) == {
+        *("2764_twemoji", "2764_noto", "1f525_twemoji", "2764_fluent-3d"),
+        *(f"1f525_{vendor}" for vendor in by_name),
+    }
+    metas = {key: json.loads(sample["json"]) for key, sample in samples.items()}
+    assert metas["1f525_noto-v1"]["family"] == metas["2764_noto"]["family"] == "noto"
+    assert metas["2764_fluent-3d"]["licence"] == metas["1f525_fluent-emoji"]["licence"] == "MIT"
+    picture = Image.open(io.BytesIO(samples["2764_fluent-3d"]["webp"])).convert("L")
+    assert picture.size == (72, 72)
+    assert picture.getpixel((0, 0)) > 250 and picture.getpixel((34, 34)) < 200  # type: ignore
+    assert "cannot identify" in rejected["fluent-3d/1f525"]
+    assert rejected["emojione/2764"] == "not drawn by this vendor"
+
+
+def test_asterisk_keeps_the_samples_and_leaves_out_what_is_no_speech(tmp_path):
+    samples, rejected = built("asterisk", tmp_path)
+    assert {key: sample["txt"].decode() for key, sample in samples.items()} == {
+        "agent_pass": "Enter: the key.",
+        "digits_0": "zero",
+    }
+    folder = tmp_path / "source/usr/share/asterisk/sounds/en_US_f_Allison"
+    before, _ = soundfile.read(folder / "digits/0.wav", dtype="int16")
+    after, rate = soundfile.read(io.BytesIO(samples["digits_0"]["flac"]), dtype="int16")
+    np.testing.assert_array_equal(before, after)
+    assert rate == 8000
+    assert rejected["beep"] == "no speech: [a tone]" and rejected["unheard"] == "no transcript"
+    assert set(rejected) == {"beep", "unheard", "broken"}
+    (tmp_path / "source/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz").write_text(
+        "x"
+    )
+    with pytest.raises(RecipeError, match="is damaged"):
+        build("asterisk", tmp_path / "out", tmp_path / "source", num_workers=0)
+
+
 def test_the_shipped_shards_are_those_of_their_readme():
     folder = Path(datamodules.__file__).parent / "sample_data"
     readme = (folder / "README.md").read_text("utf-8")
-    for name in RECIPES:
+    for name in SHIPPED:
         shard = folder / f"{name}-000000.tar.gz"
         assert hashlib.sha256(shard.read_bytes()).hexdigest() in readme
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 23e6
