@@ -3,6 +3,7 @@
 from fusion.assim.anchored import AnchoredAssim
 from fusion.assim.base import Assim, Update
 from fusion.assim.choice import ChoiceAssim
+from fusion.assim.gated import GatedAssim
 from fusion.assim.literal import LiteralAssim
 from fusion.assim.phase import PhaseAssim
 from fusion.assim.proximal import ProximalAssim
@@ -11,6 +12,7 @@ __all__ = [
     "AnchoredAssim",
     "Assim",
     "ChoiceAssim",
+    "GatedAssim",
     "LiteralAssim",
     "PhaseAssim",
     "ProximalAssim",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -44,6 +45,14 @@ class Update(ABC):
         Returns:
             The next latents (B, H, N, d).
         """
+
+    def of(self, tokens: Tensor) -> Update:
+        """The update of some tokens alone; here of one whose only entry per token is `anchors`.
+
+        Args:
+            tokens: (S,) indices, in every sample.
+        """
+        return replace(self, anchors=self.anchors.index_select(2, tokens))  # type: ignore
 
     def energy(self, latents: Tensor, context: Tensor, mixing: Mixing) -> Tensor | None:
         """A quantity (B,) that no round with this mixing raises; None if none is known.

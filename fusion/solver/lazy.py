@@ -6,7 +6,7 @@ Shapes: B batch, H heads, N tokens, K slots, d width of a head, A tokens of inte
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
@@ -78,7 +78,7 @@ class LazySolver:
         """Searches the fixed point of a choice.
 
         Args:
-            choice: its update is a dataclass whose only entry per token is `anchors`.
+            choice: its update is a dataclass with `anchors`.
             context: (B, H, K, d) one to start from, as in `Choice.start`.
 
         Raises:
@@ -151,7 +151,7 @@ class _Run:
     def _next(self, tokens: Tensor, reads: Tensor) -> Tensor:
         """The next latents (B, H, A, d) of the tokens (A,), which read (B, H, A, d)."""
         choice, latents = self._choice, _pick(self._latents, tokens)
-        update = replace(choice.update, anchors=_pick(choice.anchors, tokens))  # type: ignore
+        update = choice.update.of(tokens)
         if self._context.shape[2] > len(tokens):
             return update(latents, reads, lambda own: own)
         # A coupling acts on slots before they are read, so hand it these if they are fewer.

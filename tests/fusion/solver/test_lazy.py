@@ -243,7 +243,7 @@ def test_neighbour_lists_mix_as_their_matrix_does() -> None:
      if isinstance(leaf, type) and issubclass(leaf, Assim) and leaf is not Assim],
 )  # fmt: skip
 def test_memoryless_updates_are_made_of_their_tokens(assim: type[Assim]) -> None:
-    """Anchors aside nothing in them is per token, so some tokens can be updated alone."""
+    """`of` gives the update of some tokens alone."""
     choice = make_choice(slots, True)
     update = assim(DIM_HEAD, NUM_HEADS).double()(choice.anchors, choice.mask)
     if update.memory:
@@ -252,8 +252,7 @@ def test_memoryless_updates_are_made_of_their_tokens(assim: type[Assim]) -> None
     context = torch.randn(BATCH, NUM_HEADS, 3, DIM_HEAD, dtype=F64)
     weights = choice.mixing.weigh(choice.anchors, context)
     every = update(choice.anchors, context, weights.read)
-    alone = dataclasses.replace(update, anchors=choice.anchors[:, :, some])  # type: ignore
-    alone = alone(every[:, :, some], weights.read(context)[:, :, some], lambda own: own)
+    alone = update.of(some)(every[:, :, some], weights.read(context)[:, :, some], lambda own: own)
     assert (alone - every[:, :, some]).abs().max() < 1e-13
 
 
