@@ -23,9 +23,11 @@ NAME = "manifest.json"
 MODALITIES: Mapping[str, str] = {ext: name for name, exts in MEMBERS.items() for ext in exts}
 """Extension -> modality, for every extension that is read but `json`."""
 EXTENSIONS = frozenset(MODALITIES) | {METADATA}
+_DIGEST = re.compile("[0-9a-f]{64}")
 # A letter first: of a_0.5.jpg and a_0.7.jpg a shard makes one sample with members 5.jpg and 7.jpg.
 _QUALIFIED = re.compile(r"[a-z][\w-]*\.(\w+)")
-_MAX_BYTES = 2**28  # of a manifest: about a million shards
+MAX_BYTES = 2**28
+"""Of a manifest: about a million shards."""
 
 
 class _Known:
@@ -75,7 +77,7 @@ class ShardEntry:
         """Checks what was read from JSON.
 
         Raises:
-            ManifestError: a field is missing, of another type, or a name with a folder in it.
+            ManifestError: a field is missing or of another type or range, or a name has a folder.
         """
         fields = {"name": str, "samples": int, "bytes": int, "sha256": str, "modalities": list}
         if not isinstance(value, dict) or any(
@@ -85,6 +87,8 @@ class ShardEntry:
         name = value["name"]
         if Path(name).name != name or "\\" in name or not name.isprintable():
             raise ManifestError(f"a shard is named {name!r}; wanted a plain file name")
+        if min(value["samples"], value["bytes"]) < 0 or not _DIGEST.fullmatch(value["sha256"]):
+            raise ManifestError(f"the counts or digest of {name} are none; pack the source again")
         modalities = tuple(map(str, value["modalities"]))
         return cls(name, value["samples"], value["bytes"], value["sha256"], modalities)
 
@@ -128,20 +132,33 @@ def read_manifest(folder: Path) -> list[ShardEntry]:
     path = folder / NAME
     if not path.is_file():
         raise ManifestError(f"{folder} has no {NAME}; give the folder of a finished pack")
+    if path.stat().st_size > MAX_BYTES:
+        raise ManifestError(f"{path} has more than {MAX_BYTES} bytes; pack the source again")
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(text: bytes, where: str) -> list[ShardEntry]:
+    """Checks the content of a manifest.
+
+    Args:
+        text: the file.
+        where: its name for messages.
+
+    Raises:
+        ManifestError: it is damaged, of another version, or its counts differ.
+    """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"more than {_MAX_BYTES} bytes")
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{path} is not JSON ({error}); pack the source again") from error
+        raise ManifestError(f"{where} is not JSON ({error}); pack the source again") from error
     if not isinstance(value, dict) or value.get("version") != VERSION:
-        raise ManifestError(f"{path} is not of version {VERSION}; pack the source again")
+        raise ManifestError(f"{where} is not of version {VERSION}; pack the source again")
     if not isinstance(value.get("shards"), list):
-        raise ManifestError(f"{path} lists no shards; pack the source again")
+        raise ManifestError(f"{where} lists no shards; pack the source again")
     shards = [ShardEntry.parse(entry) for entry in value["shards"]]
     total = sum(shard.samples for shard in shards)
     if len({shard.name for shard in shards}) < len(shards) or value.get("samples") != total:
-        raise ManifestError(f"the counts or names in {path} do not agree; pack the source again")
+        raise ManifestError(f"the counts or names in {where} do not agree; pack the source again")
     return shards
 
 

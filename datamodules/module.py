@@ -1,182 +1,163 @@
-"""The Lightning data module over shards; the only file of this package that needs Lightning.
-
-It keeps every prepared sample in memory, which suits sets of up to about 100,000 samples.
-"""
+"""The Lightning data module that streams shards."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from lightning import LightningDataModule
-from rich.progress import track
-from torch.utils.data import DataLoader, Dataset, RandomSampler, WeightedRandomSampler
 
-from datamodules.samples import (
-    MEMBERS,
-    Members,
-    Prepared,
-    Rejected,
-    Sample,
-    collate,
-    decode_samples,
-)
-from datamodules.shards import read_shards
-from datamodules.splits import hold_out, may_be_held_out
+from datamodules.cache import ShardCache, manifest_beside
+from datamodules.ledger import SETUP, Ledger
+from datamodules.loader import Batch, ResumableLoader
+from datamodules.order import Order
+from datamodules.reader import Shard, ShardReader, count_shards
+from datamodules.reading import Reading, weight_of
+from datamodules.samples import Rejected, Sample
+from datamodules.stream import Prepare, StreamFetch, drawn_caption, first_caption
+from datamodules.trainer import function_of, ledger_of, modalities_of, ranks_of
+from datamodules.urls import expand_shards
 
-Prepare = Callable[[list[Sample]], Sequence[Any]]
-
-_CHUNK = 256  # decoded samples held at once
 _log = logging.getLogger(__name__)
 
 
 class ShardDataModule(LightningDataModule):
-    """Batches of prepared samples from shards, split by caption.
+    """Batches straight from shards, local or remote, of any number of samples.
 
-    Samples whose caption is held out are validated on if they are eligible (see
-    `datamodules.splits.may_be_held_out`) and are never trained on, whatever shard they are from.
-    With `val` shards, the captions in those are the ones kept out of training.
+    Samples are read, decoded and prepared in worker processes as batches need them. Every sample
+    is trained on once in an epoch (or by `weights`), every rank takes the same number of steps,
+    and a run that was killed resumes in the middle of an epoch with exactly the batches that were
+    left, with any number of workers. What cannot be read is rejected, listed in the run's
+    `rejected.jsonl`, and stops the run when it is too much.
 
-    `prepare` turns decoded samples, at most 256 at a time, into one dict each: `"inputs"`, a
-    tensor (L, ...) per modality, and for cached tokens `"positions"`, (L, 3) per modality. Set it
-    before `setup`; by default it is the `prepare` method of the Lightning module being trained.
-
-    Attributes:
-        prepare: see above; None until set.
-        train_samples: prepared samples to train on, after `setup`.
-        val_samples: prepared samples to validate on, after `setup`.
-        rejected: everything in the shards that was refused, and why.
+    `transform` turns a list of decoded samples into one dict each: `"inputs"`, a tensor (L, ...)
+    per modality; `augment` does so for training. By default they are the methods of these names
+    of the Lightning module being trained; if it has `modalities`, only these are decoded.
 
     Args:
-        train: paths, globs or brace lists of shards.
-        val: the same for validation; None holds out samples of `train`.
-        held_out: how many captions to hold out when `val` is None.
-        held_out_source: only samples with this metadata `source` are held out; None: any.
-        batch_size: samples in a batch.
-        weights: how often a sample is drawn by metadata `source`, or else by how the shard's file
-            name starts; 1 where nothing fits. None draws each sample once an epoch.
-        members: modality -> extensions in order of preference; None: `datamodules.MEMBERS`.
-        seed: of the choice of held-out captions and of the order of training.
+        train: paths, globs, brace lists or URLs (http, https, s3, gs) of shards.
+        val: the same for validation; None: there is none.
+        batch_size: largest batch of a rank. All batches are of nearly one size.
+        num_workers: processes that read and decode.
+        weights: how often a shard's samples come in an epoch, by how its file name starts; 1
+            where nothing fits.
+        window: shards that are mixed together while shuffling; None trains in the shards' order.
+        reading: which members are read, and how many samples may be rejected.
+        seed: of the order, of captions that are drawn, and of augmentation.
     """
 
     def __init__(
         self,
         train: list[str],
         val: list[str] | None = None,
-        held_out: int = 0,
-        held_out_source: str | None = None,
         batch_size: int = 256,
+        num_workers: int = 2,
         weights: dict[str, float] | None = None,
-        members: dict[str, list[str]] | None = None,
+        window: int | None = 16,
+        reading: Reading | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if val and held_out:
-            raise ValueError(f"got val shards and held_out={held_out}; choose one of the two")
-        if batch_size < 1 or held_out < 0:
+        if batch_size < 1 or num_workers < 0:
             raise ValueError(
-                f"got batch_size={batch_size} and held_out={held_out}; wanted at least 1 and 0"
+                f"got batch_size={batch_size} and num_workers={num_workers}; wanted at least 1 "
+                "and 0"
             )
         self.train, self.val = train, val
-        self.held_out, self.held_out_source = held_out, held_out_source
-        self.batch_size, self.seed = batch_size, seed
-        self.weights = weights or {}
-        self.members: Members = members or MEMBERS
-        self.prepare: Prepare | None = None
-        self.train_samples: list[Prepared] = []
-        self.val_samples: list[Prepared] = []
-        self.rejected: list[Rejected] = []
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.weights, self.window, self.seed = weights or {}, window, seed
+        self.reading = reading or Reading()
+        self.transform: Prepare | None = None
+        self.augment: Prepare | None = None
+        self._cache = ShardCache(self.reading.cache)
+        self._shards: dict[str, tuple[list[Shard], list[Rejected]]] = {}
+        self._loader: ResumableLoader | None = None
+        self._state: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, prepare and split the shards, once.
+        """Finds the shards and counts their samples.
 
         Raises:
-            ValueError: no `prepare`, no shard, or too few captions to hold out.
+            ValueError: no shard, one that cannot be had, or too many that are damaged.
         """
-        if self.train_samples:
-            return
-        train = list(self._read(self.train))
-        val = list(self._read(self.val)) if self.val else train
-        eligible = [s for s in val if self.val or may_be_held_out(s.meta, self.held_out_source)]
-        groups = [sample.group_id for sample in eligible]
-        held = set(groups) if self.val else hold_out(groups, self.held_out, self.seed)
-        chosen = [sample for sample in eligible if sample.group_id in held]
-        kept = [sample for sample in train if sample.group_id not in held]
-        self.val_samples = list(self._prepared(chosen))
-        self.train_samples = list(self._prepared(kept))
-        self._report(len(train) - len(kept) - (0 if self.val else len(chosen)))
+        for name, urls in (("train", self.train), ("val", self.val)):
+            if urls and name not in self._shards:
+                found = expand_shards(urls)
+                entries = manifest_beside(found, self._cache)
+                members = self.reading.extensions
+                self._shards[name] = count_shards(found, members, self._cache, entries)
+                shards, damaged = self._shards[name]
+                num_samples = sum(shard.num_samples for shard in shards)
+                _log.info("%d samples in %d shards to %s on", num_samples, len(shards), name)
+                for item in damaged[:10]:
+                    _log.warning("rejected: %s", item)
 
-    def _read(self, shards: list[str]) -> Iterator[Sample]:
-        return read_shards(shards, self.members, self.rejected)
+    def train_dataloader(self) -> ResumableLoader:
+        """Mixed batches of the training shards."""
+        shards, damaged = self._shards["train"]
+        weights = [weight_of(Path(shard.url).name, self.weights) for shard in shards]
+        order = Order([s.num_samples for s in shards], weights, self.window, self.seed)
+        augment = function_of(self.trainer, self.augment, "augment")
+        fetch = self._fetch(shards, augment, drawn_caption)
+        ledger = self._ledger("rejected", damaged, len(order))
+        self._loader = self._make_loader(fetch, order, ledger, repeat_empty=True)
+        if self._state:
+            self._loader.load_state_dict(self._state)
+            self._state = {}
+        return self._loader
 
-    def _prepared(self, samples: list[Sample]) -> Iterator[Prepared]:
-        prepare = self.prepare or getattr(
-            getattr(self.trainer, "lightning_module", None), "prepare", None
-        )
-        if prepare is None:
-            raise ValueError("nothing prepares the samples; set the data module's `prepare`")
-        decoded = decode_samples(samples, self.rejected)
-        progress = track(range(0, len(samples), _CHUNK), "Preparing", transient=True)
-        for _ in progress:
-            chunk = list(itertools.islice(decoded, _CHUNK))
-            for sample, values in zip(chunk, prepare(chunk), strict=True):
-                prepared = {
-                    **values,
-                    "key": sample.key,
-                    "shard": sample.shard,
-                    "caption": sample.caption,
-                    "group_id": sample.group_id,
-                    "weight": self._weight(sample),
-                }
-                yield cast(Prepared, prepared)
+    def state_dict(self) -> dict[str, Any]:
+        """Where training is in the data."""
+        return {} if self._loader is None else self._loader.state_dict()
 
-    def _weight(self, sample: Sample) -> float:
-        if (source := str(sample.meta.get("source"))) in self.weights:
-            return self.weights[source]
-        name = Path(sample.shard).name
-        return next((w for prefix, w in self.weights.items() if name.startswith(prefix)), 1.0)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes there once the trainer asks for batches.
 
-    def _report(self, num_left_out: int) -> None:
-        _log.info(
-            "%d samples to train on, %d to validate on, %d left out of training because their "
-            "caption is held out, %d rejected",
-            *(len(self.train_samples), len(self.val_samples), num_left_out, len(self.rejected)),
-        )
-        for item in self.rejected[:10]:
-            _log.warning("rejected: %s", item)
-
-    def train_dataloader(self) -> DataLoader:
-        """Whole batches drawn by the seed, others each epoch: each sample once, or by `weights`.
-
-        Raises:
-            ValueError: fewer samples than one batch.
+        Lightning keeps a loader's state too, but forgets to load it for models that ask for
+        `estimated_stepping_batches` when they make their optimizer, as most schedules do.
         """
-        if len(self.train_samples) < self.batch_size:
-            raise ValueError(
-                f"{len(self.train_samples)} samples are left to train on, fewer than a batch of "
-                f"{self.batch_size}; lower batch_size or held_out"
-            )
-        generator = torch.Generator().manual_seed(self.seed)
-        sampler = RandomSampler(self.train_samples, generator=generator)
-        if self.weights:
-            weights = [sample["weight"] for sample in self.train_samples]
-            sampler = WeightedRandomSampler(weights, len(weights), generator=generator)
-        return DataLoader(
-            cast(Dataset, self.train_samples),
-            self.batch_size,
-            sampler=sampler,
-            drop_last=True,
-            collate_fn=collate,
+        self._state = state_dict
+
+    def val_dataloader(self) -> ResumableLoader | list[Batch]:
+        """Every sample of the validation shards once, in order."""
+        if "val" not in self._shards:
+            return []
+        shards, damaged = self._shards["val"]
+        order = Order([shard.num_samples for shard in shards])
+        transform = function_of(self.trainer, self.transform, "transform")
+        fetch = self._fetch(shards, transform, first_caption)
+        ledger = self._ledger("rejected-val", damaged, len(order))
+        return self._make_loader(fetch, order, ledger, repeat_empty=False)
+
+    def _fetch(
+        self, shards: Sequence[Shard], prepare: Prepare, caption: Callable[[Sample], Sample]
+    ) -> StreamFetch:
+        reader = ShardReader(shards, self.reading.extensions, self._cache)
+        required = self.reading.required
+        return StreamFetch(reader, prepare, caption, required, modalities_of(self.trainer))
+
+    def _ledger(self, name: str, damaged: Sequence[Rejected], num_samples: int) -> Ledger:
+        ledger = ledger_of(self.trainer, name, self.reading.max_rejected)
+        ledger.record(SETUP, 0, damaged, num_samples)
+        return ledger
+
+    def _make_loader(
+        self, fetch: StreamFetch, order: Order, ledger: Ledger, repeat_empty: bool
+    ) -> ResumableLoader:
+        ranks = ranks_of(self.trainer)
+        return ResumableLoader(
+            fetch, order, self.batch_size, self.num_workers, ranks, ledger, repeat_empty
         )
 
-    def train_batches(self) -> Iterator[dict[str, Any]]:
-        """Every training sample once, in order; the last batch may be short."""
-        return iter(DataLoader(cast(Dataset, self.train_samples), 1024, collate_fn=collate))
-
-    def val_dataloader(self) -> DataLoader:
-        """Every held-out sample once, in order; the last batch may be short."""
-        return DataLoader(cast(Dataset, self.val_samples), self.batch_size, collate_fn=collate)
+    def captions(self) -> Iterator[str]:
+        """The captions of all training samples."""
+        shards, _ = self._shards["train"]
+        members = {"text": self.reading.extensions.get("text", ())}
+        reader = ShardReader(shards, members, self._cache)
+        for shard, (_, num_samples, _) in enumerate(shards):
+            for row in range(num_samples):
+                sample = reader.read(shard, row)
+                if isinstance(sample, Sample):
+                    yield from sample.captions

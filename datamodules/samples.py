@@ -5,8 +5,6 @@ Letters: B batch, L length of one modality's input (pictures, token ids, frames 
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, NotRequired, TypedDict
@@ -14,13 +12,24 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from datamodules.decode import DECODERS, DecodeError, Raw, decode_metadata, decode_text
+from datamodules.decode import (
+    DECODERS,
+    DecodeError,
+    Raw,
+    check_text,
+    decode_metadata,
+    decode_text,
+)
+from datamodules.groups import group_of
+from datamodules.reasons import Reason
 
 Members = Mapping[str, Sequence[str]]
 MEMBERS: Members = {
     "image": ("webp", "jpg", "jpeg", "png", "gif", "bmp"),
     "text": ("txt",),
     "audio": ("speech_fr.opus", "speech_en.opus", "flac", "wav", "ogg", "opus", "mp3"),
+    "video": ("mp4", "webm"),
+    "sensor": ("npy",),
 }
 """Extensions that carry each modality; of several in one sample the first listed wins."""
 METADATA = "json"
@@ -35,28 +44,48 @@ class Sample:
         shard: path of the shard or folder.
         inputs: modality -> bytes of its file, or the raw value once decoded; only those present.
             Text is always decoded.
-        caption: the text; "" when there is none.
+        captions: all its captions; the first is that of the text member, if there is one.
         meta: the metadata object; {} when there is none.
     """
 
     key: str
     shard: str
     inputs: Mapping[str, bytes | Raw]
-    caption: str = ""
+    captions: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def caption(self) -> str:
+        """The first caption; "" when there is none."""
+        return self.captions[0] if self.captions else ""
+
+    @property
     def group_id(self) -> int:
-        """`group_of` the caption; a sample without one is a group of its own."""
+        """`group_of` the metadata's `group_id` (int or str), or else of the first caption.
+
+        A sample without either is a group of its own.
+        """
+        given = self.meta.get("group_id")
+        if isinstance(given, int | str) and not isinstance(given, bool):
+            return group_of(f"group {given}")  # not a caption of that spelling
         return group_of(self.caption or f"{self.shard}\0{self.key}")
 
 
 class Rejected(NamedTuple):
-    """Why something was not delivered; `key` is "" when it is a whole shard."""
+    """Why something was not delivered.
+
+    Attributes:
+        shard: path of the shard or folder.
+        key: of the sample; "" when it is a whole shard; the whole name of a member without a key.
+        member: the extension, or the modality, that is to blame; "" when it is all of the sample.
+        code: why, for counting.
+        reason: why, in one sentence.
+    """
 
     shard: str
     key: str
     member: str
+    code: Reason
     reason: str
 
     def __str__(self) -> str:
@@ -75,29 +104,13 @@ def reject(item: Rejected, rejected: list[Rejected] | None) -> None:
     rejected.append(item)
 
 
-def group_of(caption: str) -> int:
-    """Hash a caption so that equal meanings of spelling share one group.
-
-    Case, runs of white space, surrounding punctuation and the Unicode form do not count.
-
-    Returns:
-        A signed 64-bit integer, the same in every process.
-    """
-    words = " ".join(unicodedata.normalize("NFC", caption).casefold().split())
-    start, end = 0, len(words)
-    while start < end and not words[start].isalnum():
-        start += 1
-    while end > start and not words[end - 1].isalnum():
-        end -= 1
-    text = words[start:end] or words
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
 def build_sample(
     key: str, shard: str, fields: Mapping[str, bytes], members: Members = MEMBERS
 ) -> Sample | Rejected:
     """Choose the modalities among the members of one key; decode text and metadata only.
+
+    The captions are the text member's, then those of the list `captions` in the metadata; each
+    is checked as `decode_text` does, and a caption that is there twice counts once.
 
     Args:
         key: name of the sample.
@@ -114,13 +127,25 @@ def build_sample(
     member = METADATA
     try:
         meta = decode_metadata(fields[METADATA]) if METADATA in fields else {}
-        caption = ""
+        captions = _captions(meta)
         if "text" in chosen:
             member = chosen["text"]
-            inputs["text"] = caption = decode_text(fields[member])
+            captions = dict.fromkeys([decode_text(fields[member]), *captions])
     except DecodeError as error:
-        return Rejected(shard, key, member, str(error))
-    return Sample(key, shard, inputs, caption, meta)
+        return Rejected(shard, key, member, error.reason, str(error))
+    if captions and "text" in members:
+        inputs["text"] = next(iter(captions))
+    return Sample(key, shard, inputs, tuple(captions), meta)
+
+
+def _captions(meta: Mapping[str, Any]) -> dict[str, None]:
+    """The metadata's list `captions`, each once."""
+    captions = meta.get("captions", [])
+    if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+        raise DecodeError(
+            "this metadata has captions that are not a list of strings", Reason.WRONG_FORMAT
+        )
+    return dict.fromkeys(map(check_text, captions))
 
 
 def decode_samples(
@@ -141,10 +166,14 @@ def decode_samples(
             try:
                 raw[modality] = DECODERS[modality](value) if isinstance(value, bytes) else value
             except DecodeError as error:
-                reject(Rejected(sample.shard, sample.key, modality, str(error)), rejected)
+                reject(_undecoded(sample, modality, error), rejected)
                 break
         else:
             yield replace(sample, inputs=raw)
+
+
+def _undecoded(sample: Sample, modality: str, error: DecodeError) -> Rejected:
+    return Rejected(sample.shard, sample.key, modality, error.reason, str(error))
 
 
 class Prepared(TypedDict):

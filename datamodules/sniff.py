@@ -16,9 +16,16 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # (offset, bytes, name)
     (0, b"%!PS", "PostScript"),
     (0, b"PK\x03\x04", "ZIP"),
     (0, b"\x1f\x8b", "gzip"),
-    (0, b"\x1aE\xdf\xa3", "Matroska or WebM"),
+    (0, b"\x1aE\xdf\xa3", "WebM"),
+    (0, b"\x93NUMPY", "NPY"),
+    (0, b"\xff\xfe", "UTF-16"),
+    (0, b"\xfe\xff", "UTF-16"),
     # last, since what comes before their mark is free
-    (4, b"ftyp", "MP4, M4A, AVIF or HEIC"),
+    (4, b"ftypavi", "AVIF"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftypmif", "HEIC"),
+    (4, b"ftypM4A", "M4A"),
+    (4, b"ftyp", "MP4"),
     (8, b"WEBP", "WEBP"),
     (8, b"WAVE", "WAV"),
 )

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,7 @@ _MAX_NAME = 100  # bytes of a member's name in a ustar header
 
 
 def write_shard(samples: Iterable[tuple[str, Mapping[str, bytes]]], path: Path) -> int:
-    """Writes one shard, whole or not at all.
+    """Writes one shard, whole or not at all; it is on the disk when this returns.
 
     The same samples give the same bytes: ustar headers with no time, owner or host in them,
     members sorted by extension, and a gzip header without time or file name.
@@ -44,6 +45,15 @@ def write_shard(samples: Iterable[tuple[str, Mapping[str, bytes]]], path: Path) 
         if not keys:
             raise ValueError(f"Got no sample for {path.name}; give at least one.")
     return len(keys)
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check(key: str, members: Mapping[str, bytes], keys: set[str]) -> None:
@@ -77,7 +87,9 @@ def _replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
+        sync(partial)
         partial.replace(path)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 

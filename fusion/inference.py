@@ -19,8 +19,8 @@ from fusion.model import FusionModel
 
 Item = Mapping[str, Any]
 """Modality to value: a path or the bytes of a file; str for text; or a raw value, which is uint8
-(3, H, W) for an image and `(waveform (channels, samples), rate in Hz)` for audio. None counts as
-absent."""
+(3, H, W) for an image, `(waveform (channels, samples), rate in Hz)` for audio, `(frames (T, 3, H,
+W), times (T,) in seconds)` for video and float32 (T, C) for sensor. None counts as absent."""
 Inputs = Mapping[str, Tensor]
 """Modality to what its encoder takes, (L, ...)."""
 
@@ -29,6 +29,8 @@ _RAW = {
     "image": (Tensor, "a uint8 tensor (3, H, W)"),
     "text": (str, "a str"),
     "audio": (tuple, "(waveform, rate)"),
+    "video": (tuple, "(frames, times)"),
+    "sensor": (Tensor, "a float32 tensor (T, C)"),
 }
 
 

@@ -32,6 +32,30 @@ class Preparation:
         self.encoders = cast(dict[str, Encoder], dict(encoders.items()))
         self.cache = cache
 
+    def transform(self, samples: Sequence[RawSample]) -> list[dict[str, dict[str, Tensor]]]:
+        """Transforms samples for evaluation and encodes none; runs in data workers.
+
+        Args:
+            samples: decoded samples; modalities without an encoder are ignored.
+
+        Returns:
+            For each sample `inputs` {modality: (L, ...)}.
+        """
+        return [self._inputs(sample, False) for sample in samples]
+
+    def augment(self, samples: Sequence[RawSample]) -> list[dict[str, dict[str, Tensor]]]:
+        """Like `transform`, for training: with the random part of each encoder's transform."""
+        return [self._inputs(sample, True) for sample in samples]
+
+    def _inputs(self, sample: RawSample, training: bool) -> dict[str, dict[str, Tensor]]:
+        present = ((n, e) for n, e in self.encoders.items() if n in sample.inputs)
+        return {
+            "inputs": {
+                name: (encoder.augment if training else encoder.transform)(sample.inputs[name])
+                for name, encoder in present
+            }
+        }
+
     def __call__(self, samples: Sequence[RawSample]) -> list[dict[str, dict[str, Tensor]]]:
         """Prepares samples.
 

@@ -22,7 +22,10 @@ BLOCKS = (
 )
 # Who may import a package of the first column, beside itself.
 IMPORTERS = {
-    "lightning": ("datamodules.module", "fusion.tasks", "fusion.cli"),
+    "lightning": (
+        *("datamodules.memory", "datamodules.module", "datamodules.trainer"),
+        *("fusion.tasks", "fusion.cli"),
+    ),
     "fusion": (),
     "encoders": ("fusion",),
     "datamodules": ("fusion.cli", "fusion.inference"),

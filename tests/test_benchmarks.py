@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from benchmarks import efficiency
+from benchmarks import efficiency, loaders, loading
 from benchmarks.measure import Row
+from benchmarks.media import small_picture, write_shards
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -38,3 +39,32 @@ def test_a_tiny_run_writes_every_technique(tmp_path, capsys) -> None:
 def test_a_row_says_whether_it_pays(with_it: float, pays: str) -> None:
     row = Row("a", "b", "ms", 10.0, with_it)
     assert row.pays == pays and row.ratio == 10.0 / with_it
+
+
+@pytest.mark.slow
+def test_a_tiny_run_of_the_loaders(tmp_path, capsys) -> None:
+    loading.main(["--tiny", "--out", str(tmp_path)])
+    table = tmp_path / "loading-cpu.md"
+    assert capsys.readouterr().out.strip() == str(table)
+    record = json.loads(table.with_suffix(".json").read_text())
+    assert set(loading.VERSIONS) == set(record["versions"]) and record["load"]
+    cases = [(row["case"], row["num_workers"], row["bar"]) for row in record["rows"]]
+    for name in (loading.PHOTO, loading.SMALL):
+        assert (f"{name}: ours, against bare", 0, 0.95) in cases
+        for workers in (0, 1):
+            assert (f"{name}: ours, same output, against open_clip", workers, 1.0) in cases
+    for row in record["rows"]:
+        figures = [row[name] for name in ("plain", "ours", "ratio", "cpu_ratio")]
+        assert all(0 < figure < math.inf for figure in figures)
+    decoded = {key for core in record["per_core"] for key in core if key.startswith("decode")}
+    assert decoded == {"decode of image", "decode of audio", "decode of video"}
+    assert "| case |" in table.read_text() and "Per core" in table.read_text()
+
+
+def test_the_forms_compared_give_the_same(tmp_path) -> None:
+    """Ours in open_clip's form gives as many pictures and ids, and so does the bare one."""
+    shards = write_shards(tmp_path, small_picture, (2, 4, 3))
+    theirs = loaders.open_clip_loader(shards, 4, 0)
+    forms = (loaders.our_loader(shards, 4, 0, True), loaders.our_loader(shards, 4, 0, False))
+    guards = (loaders.bare(shards, 4), loaders.guarded(shards, 4))
+    assert [form() for form in (theirs, *forms, *guards)] == [8] * 5

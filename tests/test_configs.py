@@ -1,12 +1,15 @@
 """Every config trains on a tiny shard, and a pipeline loads what it leaves."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from fusion import Pipeline
 from fusion.cli.main import main
+from fusion.tasks import ContrastiveTask
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -24,6 +27,7 @@ def test_every_config_is_run_here_and_says_how_to_run_it():
         "captioning",
         "contrastive",
         "scratch",
+        "streaming",
     }
     texts = {path.stem: path.read_text() for path in CONFIGS.glob("*.yaml")}
     for name, text in texts.items():
@@ -56,3 +60,48 @@ def test_contrastive_then_captioning(tiny_shard, tmp_path, monkeypatch):
     described = Pipeline.from_run(run("fit", "captioning", tiny_shard))
     assert described.encode(query).equal(found)  # captioning leaves the model as it was
     assert described.captioner is not None
+
+
+def test_streaming_is_stopped_and_resumed(tiny_shard, tmp_path, monkeypatch):
+    """The same command, given again, ends with the weights of a run that nothing stopped."""
+    configs = Path(shutil.copytree(CONFIGS, tmp_path / "configs"))
+    config = configs / "streaming.yaml"
+    often = config.read_text().replace("every_n_train_steps: 500", "every_n_train_steps: 3")
+    config.write_text(often)
+    args = ["fit", "--config", str(config), f"--data.train=['{tiny_shard}']", "--ckpt_path=last"]
+    args += ["--data.batch_size=4", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"]
+
+    def train(name: str) -> dict[str, torch.Tensor]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / name)
+        assert main(args) == 0
+        checkpoint = torch.load("runs/streaming/model.ckpt", weights_only=True)
+        assert checkpoint["global_step"] == 8
+        return checkpoint["state_dict"]
+
+    wanted = train("unbroken")
+    step = ContrastiveTask.training_step
+    steps: list[int] = []
+
+    def stops(task, batch):
+        steps.append(task.global_step)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        return step(task, batch)
+
+    (tmp_path / "broken").mkdir()
+    monkeypatch.chdir(tmp_path / "broken")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(ContrastiveTask, "training_step", stops)
+        assert main(args) == 130
+    folder = tmp_path / "broken" / "runs" / "streaming"
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
+    steps.append(-100)  # the second run is not stopped
+    monkeypatch.setattr(ContrastiveTask, "training_step", stops)
+    got = train("broken")
+    assert steps == [0, 1, 2, 3, 4, 5, -100, 3, 4, 5, 6, 7]
+    assert got.keys() == wanted.keys()
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    assert (folder / "rejected.jsonl").read_text() == ""
+    rows = Pipeline.from_run(folder).encode([{"text": "a red ball"}])
+    assert rows.shape == (1, 384)

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def folder(tmp_path_factory, tiny_shard) -> Path:
     path = tmp_path_factory.mktemp("user")
     Image.new("RGB", (40, 30), (200, 30, 30)).save(path / "bird.jpg")
     soundfile.write(path / "chirp.wav", (torch.rand(8000) * 2 - 1).numpy(), 16000)
+    (path / "shards").mkdir()
+    shutil.copy(tiny_shard, path / "shards")
     config = ["--config", str(ROOT / "configs/scratch.yaml"), f"--data.train=['{tiny_shard}']"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)

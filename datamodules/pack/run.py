@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from datamodules.manifest import ShardEntry, describe_shard
 from datamodules.pack.cut import Cut
-from datamodules.pack.judge import judge_all
 from datamodules.pack.source import PackError, Plan, Source
 from datamodules.pack.stage import REJECTED, Mark, OtherRun, Stage
 from datamodules.pack.tally import Accepted, Tally
+from datamodules.pack.verdicts import judge_all
 from datamodules.writer import write_shard
 
 T = TypeVar("T")
@@ -56,20 +56,21 @@ def pack(
         out: folder for `shard-000000.tar`, ..., `manifest.json` and `rejected.jsonl`; they appear
             once all is done.
         cut: where shards end.
-        num_workers: processes that decode; 1 decodes in this one.
+        num_workers: processes that decode; 1 decodes in this one. With more, a file that crashes
+            its decoder is rejected like any other.
         overwrite: replace a finished pack, or an unfinished one of other settings.
 
     Raises:
-        PackError: nothing could be packed, the disk is full, something is there already, or the
-            source changed since the run was begun.
+        PackError: nothing could be packed, the disk is full, something is there already, another
+            run is writing there, or the source changed since the run was begun.
     """
     if num_workers < 1:
         raise PackError(f"got {num_workers} workers; give at least 1")
     plan = source.plan()
     stage = Stage(out, repr(cut))
-    if not overwrite:
-        stage.refuse_finished()
-    with _full_disk_told(out):
+    with _full_disk_told(out), stage.held():
+        if not overwrite:
+            stage.refuse_finished()
         try:
             return _run(plan, stage, cut, num_workers)
         except OtherRun:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
-from datamodules.archive import MAX_NAME, inspect_shard, split_member
+from datamodules.archive import MAX_NAME, find_samples, inspect_shard, read_members, split_member
+from datamodules.headers import DamagedShard, open_archive
 from datamodules.manifest import KNOWN
 from datamodules.pack.source import Draft, PackError, Plan, Refusal, Source
-from datamodules.shards import expand_shards
+from datamodules.urls import local_shards
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -38,7 +37,7 @@ class ShardSource(Source):
             if not paths:
                 raise PackError(f"{folder} holds no shard; wanted {', '.join(SUFFIXES)}")
         else:
-            paths = expand_shards([self.pattern])
+            paths = local_shards([self.pattern])
         folders = {path.parent.resolve() for path in paths}
         if self.target is not None and self.target.resolve() in folders:
             raise PackError(f"the shards lie in {self.target} already; write to another folder")
@@ -47,41 +46,16 @@ class ShardSource(Source):
 
 
 def _read(path: Path) -> Iterator[Draft | Refusal]:
-    accepted, rejected = inspect_shard(path, KNOWN)
-    for item in rejected:
-        source = f"{path.name}:{item.key}" if item.key else path.name
-        yield Refusal(source, item.member, item.reason)
-    if not accepted:
-        return
-    key: str | None = None
-    members: dict[str, bytes] = {}
-    refused = {item.key for item in rejected}
-    for name, extension, content in _members(path, accepted):
-        if name[:MAX_NAME] in refused or (content is None and extension in KNOWN):
-            continue
-        if content is None:
-            reason = "its extension is not one of those that are packed"
-            yield Refusal(f"{path.name}:{name}", extension, reason)
-            continue
-        if name != key and key is not None:
-            yield Draft(f"{path.name}:{key}", key, members)
-            members = {}
-        key = name
-        members[extension] = content
-    if key is not None:
-        yield Draft(f"{path.name}:{key}", key, members)
-
-
-def _members(path: Path, accepted: set[str]) -> Iterator[tuple[str, str, bytes | None]]:
-    """(key, extension, bytes) of the members; the bytes are None where they are not read."""
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        stream = gzip.GzipFile(fileobj=raw) if packed else raw
-        with tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
-            for info in archive:
-                key, extension = split_member(info.name)
-                file = archive.extractfile(info) if info.name in accepted else None
-                if key is not None and extension is not None and info.isreg():
-                    yield key, extension, file.read() if file else None
-                archive.members = []  # type: ignore[attr-defined]  # constant memory
+    try:
+        with open_archive(path) as stream:
+            for found in find_samples(stream, KNOWN, path.name):
+                source = f"{path.name}:{found.key[:MAX_NAME]}"
+                if found.refused is not None:
+                    yield Refusal(source, found.refused.member, found.refused.reason)
+                    continue
+                for extension in found.others:
+                    reason = "its extension is not one of those that are packed"
+                    yield Refusal(source, extension, reason)
+                yield Draft(source, found.key, read_members(stream, found))
+    except DamagedShard as error:
+        yield Refusal(path.name, "", str(error))

@@ -7,11 +7,14 @@ files move to OUT, the manifest last: a folder with a manifest is a whole pack.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,8 +24,10 @@ from datamodules import manifest
 from datamodules.archive import split_member
 from datamodules.manifest import ShardEntry, describe_shard, read_manifest, write_manifest
 from datamodules.pack.source import PackError
+from datamodules.writer import sync
 
 REJECTED = "rejected.jsonl"
+_NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP)
 _FOLDER, _JOURNAL, _VERSION = ".packing", "journal.jsonl", 1
 
 
@@ -62,6 +67,23 @@ class Stage:
     def shard(self, number: int) -> Path:
         """Where the shard of this number is written."""
         return self.folder / f"shard-{number:06d}.tar"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other runs out of the folder meanwhile; the lock goes with this process.
+
+        A file system that cannot lock a folder, as some that are mounted, is not guarded.
+
+        Raises:
+            PackError: another run is writing there.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.out, os.O_RDONLY)
+        try:
+            self._lock(descriptor)
+            yield
+        finally:
+            os.close(descriptor)
 
     def refuse_finished(self) -> None:
         """Refuses to replace what is in the folder.
@@ -114,30 +136,41 @@ class Stage:
                 yield key, {split_member(i.name)[1] or "": _content(tar, i) for i in infos}
 
     def finish_shard(self, entry: ShardEntry, mark: Mark) -> None:
-        """Adds a shard to the journal, once it and the list of rejections are on the disk."""
-        _sync(self.folder / entry.name)
-        _sync(self.rejected)
+        """Adds a shard, which is on the disk, to the journal once the list of rejections is too."""
+        sync(self.rejected)
         with self._journal.open("a", encoding="utf-8") as file:
             file.write(_line(_record((entry, mark))))
-        _sync(self._journal)
+        sync(self._journal)
 
     def publish(self, shards: list[ShardEntry]) -> None:
         """Moves the pack to its place, the manifest last; a killed call can be made again."""
         staged = self.folder / manifest.NAME
         write_manifest(shards, staged)
-        _sync(staged)
+        sync(staged)
         for name in self._replaced() - {shard.name for shard in shards}:
             (self.out / name).unlink(missing_ok=True)
         (self.out / manifest.NAME).unlink(missing_ok=True)
         for name in [*(shard.name for shard in shards), REJECTED, manifest.NAME]:
             if (self.folder / name).exists():
                 (self.folder / name).replace(self.out / name)
-        _sync(self.out)
+        sync(self.out)
         self.clear()
 
     def clear(self) -> None:
         """Forgets the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PackError(
+                f"another run is packing into {self.out}; wait until it ends, or choose another "
+                "folder"
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
 
     def _replaced(self) -> set[str]:
         """Shards of the pack that is replaced."""
@@ -186,11 +219,3 @@ def _parsed(line: str) -> Any:
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(info)
     return file.read() if file else b""
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -196,7 +196,7 @@ def _about(session: Session, seconds: Mapping[str, float]) -> About:
             "of them with speech": sum("audio" in names for names in present),
             "held-out samples": len(data.val_samples),
             "held-out captions": len({sample["group_id"] for sample in data.val_samples}),
-            "rejected samples": len(data.rejected),
+            "rejected samples": len(data.ledger.rejected),
         },
         versions={name: version(name) for name in VERSIONS},
         limits=LIMITS,

@@ -5,6 +5,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningCLI
 
 _NOISE = (
     r"`isinstance\(treespec, LeafSpec\)`",
@@ -15,38 +19,39 @@ _NOISE = (
 
 def fit(args: Sequence[str]) -> None:
     """Trains a task."""
-    _run("fit", args)
+    run("fit", args)
 
 
 def validate(args: Sequence[str]) -> None:
     """Evaluates a checkpoint on held-out data."""
-    _run("validate", args)
+    run("validate", args)
 
 
 def test(args: Sequence[str]) -> None:
     """Evaluates a checkpoint on test data."""
-    _run("test", args)
+    run("test", args)
 
 
 def predict(args: Sequence[str]) -> None:
     """Runs a checkpoint over data."""
-    _run("predict", args)
+    run("predict", args)
 
 
-def _run(verb: str, args: Sequence[str]) -> None:
+def run(verb: str, args: Sequence[str]) -> "LightningCLI":
+    """Runs Lightning's command line, and returns it with the model, the data and the trainer."""
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     from lightning import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningCLI
 
     # Imported for their short names: a configuration may say `class_path: ContrastiveTask`.
-    for module in ("datamodules.module", "encoders", "fusion.tasks"):
+    for module in ("datamodules.memory", "datamodules.module", "encoders", "fusion.tasks"):
         import_module(module)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     before, sys.argv = sys.argv, ["fusion", verb, *args]  # what LightningCLI reads
     try:
-        LightningCLI(
+        return LightningCLI(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from datamodules.reasons import Reason
 from datamodules.samples import MEMBERS, Members, Rejected, Sample
-from datamodules.shards import expand_shards, read_folder, read_shards
+from datamodules.shards import read_folder, read_shards
+from datamodules.urls import local_shards
 from fusion.checkpoint import find_checkpoint
 from fusion.cli.display import origin_of, printable
 from fusion.inference import Pipeline
@@ -47,7 +49,7 @@ def index(run: str, *sources: str, modalities: str | None = None, out: str | Non
             table,
             _entries(origins, names, refused),
             lambda entry, reason: refused.append(
-                Rejected(origin_of(entry.metadata), "", "", reason)
+                Rejected(origin_of(entry.metadata), "", "", Reason.UNFIT, reason)
             ),
             advance,
         )
@@ -103,7 +105,7 @@ def _origins(source: Path) -> list[Path]:
     if not source.name.endswith(_SHARDS):
         problem = "is neither a folder nor a shard" if source.exists() else "is missing"
         raise ValueError(f"The source {source} {problem}; give a folder of files, or .tar shards.")
-    return [path.resolve() for path in expand_shards([source])]
+    return [path.resolve() for path in local_shards([source])]
 
 
 def _entries(
@@ -119,7 +121,8 @@ def _entries(
                 yield entry
             else:
                 reason = f"it has no {' or '.join(names)}"
-                refused.append(Rejected(origin_of(entry.metadata), "", "", reason))
+                origin = origin_of(entry.metadata)
+                refused.append(Rejected(origin, "", "", Reason.MISSING_MODALITY, reason))
 
 
 def _read_shard(path: Path, members: Members, refused: list[Rejected]) -> Iterator[Sample]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Mapping
-from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -13,9 +12,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from lightning.pytorch.cli import LightningCLI
 
-from datamodules.module import ShardDataModule
+from datamodules.memory import MemoryDataModule
 from datamodules.samples import Sample, collate
 from datamodules.shards import read_shards
+from encoders.base import bare
 from fusion.alignment import Alignment
 from fusion.block import FusionBlock
 from fusion.checkpoint import restore
@@ -82,7 +82,7 @@ class Session:
     def __init__(self, settings: dict[str, Any], run: Path, seed: int, cache: Path) -> None:
         self.settings, self.run, self.seed, self.cache = settings, run, seed, cache
         self._cli = self._build(ContrastiveTask, "contrastive", settings["model"], {})
-        self.data: ShardDataModule = self._cli.datamodule
+        self.data: MemoryDataModule = self._cli.datamodule
         self.data.prepare = self._cli.model.prepare
         self.captioner: CaptionTask | None = None  # after train_captions
 
@@ -111,7 +111,7 @@ class Session:
             },
         }
         return LightningCLI(
-            task, ShardDataModule, args=config, run=False, save_config_callback=None
+            task, MemoryDataModule, args=config, run=False, save_config_callback=None
         )
 
     @property
@@ -137,12 +137,11 @@ class Session:
 
     def train_captions(self) -> None:
         """Trains the decoder on the frozen model; leaves model.ckpt with both in it."""
-        bare = deepcopy(self.settings["model"])
-        for encoder in bare["encoders"].values():
-            if encoder["class_path"] != "encoders.audio.LogMelEncoder":
-                encoder["init_args"]["pretrained"] = False
         first = self.run / "contrastive.ckpt"
-        cli = self._build(CaptionTask, "captioning", bare, {"init_from": str(first)})
+        with bare():  # the checkpoint brings the towers' weights
+            cli = self._build(
+                CaptionTask, "captioning", self.settings["model"], {"init_from": str(first)}
+            )
         self.data.batch_size = self.settings["captioning_batch_size"]
         cli.trainer.fit(cli.model, datamodule=self.data)
         cli.trainer.save_checkpoint(self.run / "model.ckpt", weights_only=True)
@@ -181,10 +180,10 @@ class Session:
             for start in range(0, len(samples), INDEXED_TOGETHER):
                 batch = collate(samples[start : start + INDEXED_TOGETHER])
                 rows.append(self.model.embed(batch, ("image",)))
-        entries = [
-            entry_of(Sample(s["key"], s.get("shard", ""), {"image": b""}, s["caption"]), ("image",))
-            for s in samples
+        shown = [
+            Sample(s["key"], s.get("shard", ""), {"image": b""}, (s["caption"],)) for s in samples
         ]
+        entries = [entry_of(sample, ("image",)) for sample in shown]
         fingerprint = restore(self.run / "model.ckpt").fingerprint
         LanceIndex(self.run / "index", self.model.dim, fingerprint).add(
             [entry.key for entry in entries], torch.cat(rows), [entry.metadata for entry in entries]

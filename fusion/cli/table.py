@@ -36,7 +36,10 @@ COMMANDS = {
         "fusion.cli.explain", "explain", "show how inputs were fused, as a page with pictures"
     ),
     "pack": Command("fusion.cli.pack", "pack", "pack files or shards into checked shards"),
-    "data": Command("fusion.cli.data", "data", "rebuild the sample shards from public packages"),
+    "data": Command("fusion.cli.data", "data", "make shards of a public set"),
+    "bench-data": Command(
+        "fusion.cli.bench_data", "bench_data", "time how fast shards are read, stage by stage"
+    ),
 }
 TRAINING = frozenset({"fit", "validate", "test", "predict"})
 """Commands that take Lightning's own arguments."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -13,7 +13,9 @@ from fusion.captioner import Captioner
 from fusion.model import FusionModel
 from fusion.optimization import adamw_with_cosine
 from fusion.prepare import Preparation
+from fusion.tasks.data_wait import DataWait
 from fusion.tasks.saving import without_modules
+from fusion.tasks.step_seed import StepSeed
 from fusion.vocabulary import PAD
 
 
@@ -49,6 +51,7 @@ class CaptionTask(LightningModule):
         self.save_hyperparameters()
         self.captioner = Captioner(model.requires_grad_(False), source, vocabulary_size)
         self.prepare = Preparation(model.encoders, TokenCache(cache))
+        self.transform, self.augment = self.prepare.transform, self.prepare.augment
         if init_from is not None:
             self._load(init_from)
 
@@ -65,11 +68,20 @@ class CaptionTask(LightningModule):
         self.captioner.model.eval()
         return self
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those that have a tower."""
+        return self.captioner.model.modalities
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Steps that resume exactly, and the share of time that waits for data."""
+        return [StepSeed(), DataWait()]
+
     def on_fit_start(self) -> None:
         """Learns the vocabulary from the training captions, unless a checkpoint brought one."""
         if self.trainer.ckpt_path is None:
             datamodule: Any = getattr(self.trainer, "datamodule")  # noqa: B009
-            captions = {sample["caption"] for sample in datamodule.train_samples}
+            captions = set(datamodule.captions())
             self.captioner.vocabulary.learn(self.sentence(caption) for caption in captions)
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -16,7 +16,9 @@ from fusion.model import FusionModel
 from fusion.optimization import adamw_with_cosine
 from fusion.prepare import Preparation
 from fusion.subsets import Direction, all_directions, parse_direction
+from fusion.tasks.data_wait import DataWait
 from fusion.tasks.saving import without_modules
+from fusion.tasks.step_seed import StepSeed
 from fusion.tokens import Tokens, select
 
 MAX_LOGIT_SCALE = 100.0
@@ -67,6 +69,7 @@ class ContrastiveTask(LightningModule):
             model.projection(name).requires_grad_(False)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
         self.prepare = Preparation(model.encoders, TokenCache(cache))
+        self.transform, self.augment = self.prepare.transform, self.prepare.augment
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -80,11 +83,29 @@ class ContrastiveTask(LightningModule):
             self.model.projection(name).eval()
         return self
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those that have a tower."""
+        return self.model.modalities
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Steps that resume exactly, and the share of time that waits for data."""
+        return [StepSeed(), DataWait()]
+
     def on_fit_start(self) -> None:
-        """Aligns the frozen encoders, unless a checkpoint was loaded."""
+        """Aligns the frozen encoders, unless a checkpoint was loaded.
+
+        Raises:
+            ValueError: the data module does not have all training samples at hand.
+        """
         if self.align is None or self.trainer.ckpt_path is not None:
             return
         datamodule: Any = getattr(self.trainer, "datamodule")  # noqa: B009
+        if not hasattr(datamodule, "train_batches"):
+            raise ValueError(
+                f"align reads all training samples before the first step, and "
+                f"{type(datamodule).__name__} streams them; use MemoryDataModule, or align: null"
+            )
         steps = self.align.fit(self.model, list(datamodule.train_batches()), self.log_logit_scale)
         quiet = self.trainer.progress_bar_callback is None
         bar = track(steps, "Aligning", total=self.align.num_steps, disable=quiet)

@@ -1,4 +1,5 @@
 import io
+import pickle
 import struct
 import tracemalloc
 import zlib
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from datamodules.decode import (
     DECODERS,
@@ -17,6 +18,7 @@ from datamodules.decode import (
     decode_metadata,
     decode_text,
 )
+from datamodules.reasons import Reason
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -78,7 +80,7 @@ def tone() -> np.ndarray:
 )
 def test_image_formats(scene, kind, options, largest):
     pixels = decode_image(encode(scene, kind, **options))
-    assert pixels.dtype == torch.uint8 and pixels.shape == (3, 32, 48) and pixels.is_contiguous()
+    assert pixels.dtype == torch.uint8 and pixels.shape == (3, 32, 48)
     assert (pixels.int() - pixels_of(scene).int()).abs().max() <= largest
 
 
@@ -137,6 +139,37 @@ def test_modes_become_rgb(scene, mode):
     options = {"quality": 95} if kind == "JPEG" else {}
     difference = decode_image(encode(image, kind, **options)).float() - pixels_of(image)
     assert difference.abs().mean() < 2
+
+
+def test_cmyk_is_what_pillow_makes_of_it(scene):
+    data = encode(scene.convert("CMYK"), "JPEG", quality=95)
+    with Image.open(io.BytesIO(data)) as stored:
+        assert stored.mode == "CMYK"
+        assert torch.equal(decode_image(data), pixels_of(stored))
+    assert (decode_image(data).float() - pixels_of(scene).float()).abs().mean() < 4
+
+
+def test_a_colour_profile_is_ignored(scene):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    with_profile = encode(scene, "PNG", icc_profile=profile)
+    assert b"iCCP" in with_profile
+    assert torch.equal(decode_image(with_profile), decode_image(encode(scene, "PNG")))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])
+def test_a_single_pixel_is_refused(kind):
+    with pytest.raises(DecodeError, match="single pixel") as caught:
+        decode_image(encode(Image.new("RGB", (1, 1)), kind))
+    assert caught.value.reason is Reason.TOO_FEW_PIXELS
+    assert decode_image(encode(Image.new("RGB", (2, 1)), kind)).shape == (3, 1, 2)
+
+
+def test_a_picture_of_scans_without_end_is_refused(scene):
+    data = encode(scene, "JPEG", progressive=True)
+    assert decode_image(data).shape == (3, 32, 48)
+    scan = data.rindex(b"\xff\xda")
+    with pytest.raises(DecodeError, match="more than 100 scans"):
+        decode_image(data[:-2] + data[scan:-2] * 100 + data[-2:])
 
 
 def test_animation_gives_its_first_frame(scene):
@@ -245,16 +278,24 @@ def test_audio_formats(tone, kind, subtype, error):
 
 
 def test_silence_is_sound():
-    assert decode_audio(record(np.zeros((1, 1))))[0].abs().max() == 0
+    assert decode_audio(record(np.zeros((160, 1))))[0].abs().max() == 0
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 159])
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+def test_less_than_ten_milliseconds_are_too_short(num_samples, kind):
+    with pytest.raises(DecodeError, match=f"has {num_samples} samples, less than 0.01 s") as caught:
+        decode_audio(record(np.zeros((num_samples, 1)), kind=kind))
+    assert caught.value.reason is Reason.TOO_SHORT
 
 
 @pytest.mark.parametrize(
     ("samples", "reason"),
     [
         (np.zeros((0, 1)), "holds no sample"),
-        (np.array([[0.1], [np.nan]]), "NaN"),
-        (np.array([[0.1], [np.inf]]), "infinite"),
-        (np.array([[0.1], [1e30]]), "absurdly large"),
+        (np.full((160, 1), np.nan), "NaN"),
+        (np.array([[0.1], [np.inf]] * 80), "infinite"),
+        (np.array([[0.1], [1e30]] * 80), "absurdly large"),
     ],
 )
 def test_useless_samples_are_refused(samples, reason):
@@ -286,6 +327,74 @@ def test_a_forged_flac_length_allocates_nothing(tone):
         decode_audio(bytes(data))
 
 
+@pytest.mark.parametrize(("claimed", "reason"), [(0, "does not say how many"), (32_000, "damaged")])
+def test_a_flac_header_that_lies(tone, claimed, reason):
+    data = bytearray(record(tone, kind="FLAC", subtype="PCM_16"))
+    assert int.from_bytes(data[21:26], "big") & (2**36 - 1) == 16_000
+    data[22:26] = claimed.to_bytes(4, "big")
+    with pytest.raises(DecodeError, match=reason) as caught:
+        decode_audio(bytes(data))
+    assert caught.value.reason is Reason.DAMAGED
+
+
+def ogg_claiming(data: bytes, num_samples: int) -> bytes:
+    """An OGG whose last page claims another end; its checksum fits (RFC 3533)."""
+    start = data.rindex(b"OggS")
+    page = bytearray(data[start:])
+    page[6:14] = num_samples.to_bytes(8, "little")
+    page[22:26] = bytes(4)
+    check = 0
+    for byte in page:
+        check ^= byte << 24
+        for _ in range(8):
+            check = (check << 1 ^ (0x04C11DB7 if check >> 31 else 0)) & 0xFFFFFFFF
+    page[22:26] = check.to_bytes(4, "little")
+    return data[:start] + bytes(page)
+
+
+def test_an_opus_header_that_lies(tone):
+    data = record(tone, 48_000, "OGG", "OPUS")
+    whole = decode_audio(data)[0]
+    longer = decode_audio(ogg_claiming(data, 48_000 * 500))[0]  # only what is there
+    assert abs(longer.shape[1] - whole.shape[1]) < 960
+    with pytest.raises(DecodeError, match="claims 22906492 s"):
+        decode_audio(ogg_claiming(data, 2**40))
+    shorter = decode_audio(ogg_claiming(data, 1_000))[0]  # no more than it claims
+    assert shorter.shape[1] <= 1_000
+
+
+def edges(wav: bytes) -> dict[str, tuple[bytes, Reason | None]]:
+    """The edge cases of recordings: bytes, and why they are refused."""
+    second = np.zeros((8000, 1))
+    loud = np.full((8000, 1), 1e30)
+    return {
+        "no sample": (record(np.zeros((0, 1))), Reason.EMPTY),
+        "one sample": (record(np.zeros((1, 1))), Reason.TOO_SHORT),
+        "silence": (record(second), None),
+        "NaN": (record(second * np.nan, subtype="FLOAT"), Reason.NOT_FINITE),
+        "infinite": (record(second + np.inf, subtype="FLOAT"), Reason.NOT_FINITE),
+        "absurdly loud": (record(loud, subtype="FLOAT"), Reason.NOT_FINITE),
+        "truncated": (wav[: len(wav) // 2], Reason.DAMAGED),
+        "0 Hz": (wav[:24] + bytes(4) + wav[28:], Reason.ABSURD_RATE),
+        "2^31 Hz": (wav[:24] + struct.pack("<I", 2**31) + wav[28:], Reason.ABSURD_RATE),
+        "65535 channels": (wav[:22] + b"\xff\xff" + wav[24:], Reason.DAMAGED),
+        "8 bits": (record(second, subtype="PCM_U8"), None),
+    }
+
+
+@pytest.mark.parametrize("name", edges(b"\0" * 64))
+def test_edges_of_audio(wav, name):
+    data, reason = edges(wav)[name]
+    if reason is None:
+        waveform, _ = decode_audio(data)
+        spectrum = torch.stft(waveform[0], 400, window=torch.hann_window(400), return_complex=True)
+        assert spectrum.abs().clamp_min(1e-10).log().isfinite().all()
+        return
+    with pytest.raises(DecodeError) as caught:
+        decode_audio(data)
+    assert caught.value.reason in (reason, Reason.DAMAGED)
+
+
 @pytest.mark.parametrize("kind", ["WAV", "FLAC"])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_truncated_recording_is_refused(tone, kind, share):
@@ -304,6 +413,11 @@ def test_other_files_are_not_recordings(data):
         decode_audio(data)
 
 
+def test_errors_travel_between_processes():
+    error = pickle.loads(pickle.dumps(DecodeError("this is wrong", Reason.DAMAGED)))
+    assert str(error) == "this is wrong" and error.reason is Reason.DAMAGED
+
+
 def test_text():
     assert decode_text("\ufeff A café. \n".encode()) == "A café."
     assert decode_text(b"x" * 10_000) == "x" * 10_000
@@ -319,6 +433,7 @@ def test_text():
         (b"a\0b", "NUL"),
         (b"x" * 10_001, "10001 characters"),
         (b"x" * 10**6, "1000000 bytes"),
+        ("café".encode("utf-16"), "UTF-16 data"),
     ],
 )
 def test_bad_text_is_refused(data, reason):

@@ -21,11 +21,13 @@ from datamodules.manifest import check_pack
 from datamodules.pack import (
     ByCount,
     BySize,
+    DatasetSource,
     FolderSource,
     PackError,
     ShardSource,
     Source,
     TableSource,
+    members_of_picture,
     pack,
 )
 from datamodules.pack.judge import judge
@@ -241,13 +243,15 @@ def tables(folder) -> dict[str, Path]:
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_table_is_packed(tables, tmp_path, kind):
     packed = pack(TableSource(tables[kind]), tmp_path / "out", SMALL)
-    assert (packed.num_read, packed.num_samples, packed.num_rejected) == (10, 4, 6)
-    captions = ['red, "quoted"\nof two lines', "another caption of it", "été", "words alone"]
+    assert (packed.num_read, packed.num_samples, packed.num_rejected) == (9, 3, 6)
+    both = ('red, "quoted"\nof two lines', "another caption of it")
     samples = samples_of(tmp_path / "out")
-    assert [s.caption for s in samples] == captions
-    assert [set(s.inputs) - {"text"} for s in samples] == [{"image"}, {"image"}, {"audio"}, set()]
+    assert [s.captions for s in samples] == [both, ("été",), ("words alone",)]
+    assert [set(s.inputs) - {"text"} for s in samples] == [{"image"}, {"audio"}, set()]
+    more = {"more": "x"} if kind == "csv" else {}
+    assert [s.meta for s in samples] == [{"captions": list(both), **more}, more, more]
     reasons = [item["reason"] for item in rejected_of(tmp_path / "out")]
-    words = ["'..'", "absolute", "extension", "cannot be read", "none of image", "same bytes"]
+    words = ["'..'", "absolute", "extension", "cannot be read", "none of image", "adds no caption"]
     assert len(reasons) == 6
     assert all(any(word in reason for reason in reasons) for word in words), reasons
 
@@ -287,8 +291,8 @@ def test_resharding_keeps_every_sample_once(folder, tmp_path, make_shard, suffix
         s.key: dict(s.inputs) for s in after
     }.items()
     assert [item["source"] for item in rejected_of(tmp_path / "new")] == [
-        "extra.tar:../e",
         "extra.tar:sub/k",
+        "extra.tar:../e",
         "wreck.tar",
     ]
     assert packed.num_read == 31 + 3
@@ -540,6 +544,9 @@ def test_the_command_packs_checks_and_reshards(folder, tmp_path, capsys):
         (["{}/in", "--out", "{}/out", "--workers", "0"], "at least 1"),
         (["{}/in", "--out", "{}/out", "--shard_size", "0"], "at least 1 MB"),
         (["{}/in", "--check", "--overwrite"], "--check only reads"),
+        (["{}/in", "--out", "{}/out", "--root", "{}"], "are for torchvision:NAME"),
+        (["{}/captions.csv", "--out", "{}/out"], "a row for each caption"),
+        (["{}/twice.csv", "--out", "{}/out"], "give each once"),
         (["{}/in", "--check"], "has no manifest.json"),
     ],
 )
@@ -548,6 +555,8 @@ def test_wrong_use_is_one_sentence(folder, tmp_path, capsys, arguments, message)
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     (tmp_path / "both.csv").write_text("text,caption\n1,2\n")
     (tmp_path / "head.csv").write_text("text\n")
+    (tmp_path / "captions.csv").write_text("image,captions\na.png,b\n")
+    (tmp_path / "twice.csv").write_text("text,a,A\nb,1,2\n")
     for name in ("x.pdf", "x.tar"):
         (tmp_path / name).write_bytes(b"")
     assert main(["pack", *(text.format(tmp_path) for text in arguments)]) == 2
@@ -569,8 +578,10 @@ def test_every_source_plans_the_same_twice(folder, tables, tmp_path):
         TableSource(tables["csv"]),
         TableSource(tables["jsonl"]),
         ShardSource(str(tmp_path / "out")),
+        DatasetSource([(Image.new("RGB", (2, 2)), 3)], members_of_picture),
     ]
-    assert {type(source) for source in sources} == set(Source.__subclasses__())
+    ours = {kind for kind in Source.__subclasses__() if "datamodules.pack." in kind.__module__}
+    assert {type(source) for source in sources} == ours
     for source in sources:
         plan = source.plan()
         items = list(plan.items)

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 
@@ -42,7 +44,7 @@ def test_group_of_is_the_same_in_every_process():
 def test_a_sample_without_caption_is_a_group_of_its_own():
     groups = {Sample(key, shard, {}).group_id for key in "ab" for shard in ("s", "t")}
     assert len(groups) == 4
-    assert Sample("a", "s", {}, "A cat.").group_id == Sample("b", "t", {}, "a cat").group_id
+    assert Sample("a", "s", {}, ("A cat.",)).group_id == Sample("b", "t", {}, ("a cat",)).group_id
 
 
 def test_build_sample_prefers_the_first_extension(png):
@@ -56,25 +58,102 @@ def test_build_sample_prefers_the_first_extension(png):
     }
     sample = build_sample("frog", "s.tar", fields)
     expected = {"image": png, "text": "A frog.", "audio": b"french"}
-    assert sample == Sample("frog", "s.tar", expected, "A frog.", {"source": "stamps"})
+    assert sample == Sample("frog", "s.tar", expected, ("A frog.",), {"source": "stamps"})
     english = MEMBERS | {"audio": ("speech_en.opus", "speech_fr.opus")}
     assert build_sample("frog", "s.tar", fields, english).inputs["audio"] == b"english"
 
 
 def test_build_sample_with_absent_modalities(png):
-    assert build_sample("k", "s", {"png": png}) == Sample("k", "s", {"image": png}, "", {})
+    assert build_sample("k", "s", {"png": png}) == Sample("k", "s", {"image": png}, (), {})
 
 
-@pytest.mark.parametrize(("member", "data"), [("txt", b"\xff\xfe"), ("json", b"[]")])
-def test_build_sample_rejects(png, member, data):
+@pytest.mark.parametrize(
+    ("member", "data", "code"),
+    [
+        ("txt", b"\xff\xfe", "not-utf8"),
+        ("txt", b" ", "empty"),
+        ("json", b"[]", "not-json"),
+        ("json", b'{"captions": "a cat"}', "wrong-format"),
+        ("json", b'{"captions": ["a cat", 3]}', "wrong-format"),
+        ("json", b'{"captions": ["a cat", ""]}', "empty"),
+        ("json", b'{"captions": ["a\\u0000cat"]}', "not-utf8"),
+        ("json", b'{"captions": ["\\ud800"]}', "not-utf8"),
+        ("json", b'{"captions": ["' + b"x" * 10_001 + b'"]}', "too-large"),
+    ],
+)
+def test_build_sample_rejects(png, member, data, code):
     rejected = build_sample("k", "s", {"png": png, member: data})
-    assert isinstance(rejected, Rejected) and rejected[:3] == ("s", "k", member)
+    assert isinstance(rejected, Rejected) and rejected[:4] == ("s", "k", member, code)
     assert str(rejected).startswith(f"s: k.{member}: this ")
 
 
+@pytest.mark.parametrize(
+    ("fields", "captions"),
+    [
+        ({}, ()),
+        ({"txt": b"A cat."}, ("A cat.",)),
+        ({"json": b'{"captions": [" A cat. ", "Cat", "Cat"]}'}, ("A cat.", "Cat")),
+        ({"json": b'{"captions": ["Cat", "A cat."]}', "txt": b"A cat."}, ("A cat.", "Cat")),
+        ({"json": b'{"captions": ["Cat"]}', "txt": b"A pet."}, ("A pet.", "Cat")),
+        ({"json": b'{"captions": []}', "txt": b"A pet."}, ("A pet.",)),
+    ],
+)
+def test_captions(png, fields, captions):
+    sample = build_sample("k", "s", {"png": png, **fields})
+    assert isinstance(sample, Sample)
+    assert sample.captions == captions and sample.caption == (captions[0] if captions else "")
+    assert sample.inputs.get("text", "") == sample.caption
+    without = build_sample("k", "s", {"png": png, **fields}, {"image": ("png",)})
+    assert isinstance(without, Sample) and set(without.inputs) == {"image"}
+
+
+def test_metadata_may_name_the_group():
+    def group(meta, caption="a cat"):
+        return Sample("k", "s", {}, (caption,), meta).group_id
+
+    assert group({"group_id": 7}) == group({"group_id": "7"}, "another") == group_of("7")
+    assert group({"group_id": "\ud800"}) != group({"group_id": "\ud801"})
+    for none in (True, None, 1.5, [7]):
+        assert group({"group_id": none}) == group_of("a cat")
+
+
+HOSTILE = {
+    "one letter": "a",
+    "entities": "&amp;",
+    "emoji": "\U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "accents out of order": "\u0315\u0301\u0327\u0334",
+    "zalgo": "e\u0489\u0300\u0323",
+    "right to left": "\u202e\u05d0",
+    "punctuation": "!?",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("length", [1_000, 10_000, 100_000, 1_000_000])
+def test_no_caption_is_expensive(name, length):
+    data = (HOSTILE[name] * length)[:length].encode()
+    costs = []
+    for _ in range(3):
+        start = time.perf_counter()
+        sample = build_sample("k", "s", {"txt": data})
+        if isinstance(sample, Sample):
+            assert isinstance(sample.group_id, int)
+        costs.append(time.perf_counter() - start)
+    assert isinstance(sample, Sample) == (length <= 10_000)
+    assert min(costs) < 0.05
+
+
+def test_normalising_all_of_a_caption_would_be_expensive(monkeypatch):
+    """The negative control of the test above."""
+    monkeypatch.setattr("datamodules.groups._LONGEST_WORD", 10**9)
+    start = time.perf_counter()
+    group_of(HOSTILE["accents out of order"] * 2_500)
+    assert time.perf_counter() - start > 0.05
+
+
 def test_decode_samples(png, wav):
-    bad = Sample("bad", "s", {"image": b"hello", "text": "x"}, "x")
-    good = Sample("good", "s", {"image": png, "text": "x", "audio": wav}, "x")
+    bad = Sample("bad", "s", {"image": b"hello", "text": "x"}, ("x",))
+    good = Sample("good", "s", {"image": png, "text": "x", "audio": wav}, ("x",))
     rejected: list[Rejected] = []
     (sample,) = decode_samples([bad, good], rejected)
     assert sample.inputs["image"].shape == (3, 4, 6) and sample.inputs["text"] == "x"

@@ -99,14 +99,16 @@ def test_another_model_has_another_fingerprint(runs, pipeline, tmp_path):
 def test_pretrained_towers_are_built_bare(tmp_path):
     """Weights and tokenizer come from the file; the package they once came from is not read."""
     from encoders import MiniLM
+    from encoders.base import bare
     from fusion.model import FusionModel
 
-    model = FusionModel({"text": MiniLM(pretrained=False)}, dim=16, hidden=8)
+    with bare():
+        model = FusionModel({"text": MiniLM()}, dim=16, hidden=8)
     model.encoders["text"].transform.set_extra_state(
         torch.tensor(list(TOKENIZER), dtype=torch.uint8)
     )
     settings = {
-        "encoders": {"text": {"class_path": "encoders.MiniLM", "init_args": {"pretrained": True}}},
+        "encoders": {"text": {"class_path": "encoders.MiniLM", "init_args": {"train": "full"}}},
         "dim": 16,
         "hidden": 8,
     }

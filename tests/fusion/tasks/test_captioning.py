@@ -45,13 +45,16 @@ class Data(LightningDataModule):
         rows = torch.stack([torch.eye(8)[[i // 4, 4 + i % 4]] for i in range(16)])
         mask = torch.ones(16, 2, dtype=torch.bool)
         mask[0] = False
-        self.train_samples = [{"caption": caption} for caption in captions]
+        self.written = captions
         self.batch = {
             "inputs": {"image": 3 * rows},
             "masks": {"image": mask},
             "positions": {},
             "captions": captions,
         }
+
+    def captions(self) -> list[str]:
+        return self.written
 
     def train_dataloader(self):
         return DataLoader([self.batch] * 10, batch_size=None)
