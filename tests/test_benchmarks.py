@@ -4,8 +4,11 @@ import json
 import math
 
 import pytest
+import torch
 
 from benchmarks import efficiency, loaders, loading
+from benchmarks.ablation import composed, emoji, table, travel
+from benchmarks.ablation.fusions import BUDGET, FUSIONS, build
 from benchmarks.measure import Row
 from benchmarks.media import small_picture, write_shards
 
@@ -68,3 +71,45 @@ def test_the_forms_compared_give_the_same(tmp_path) -> None:
     forms = (loaders.our_loader(shards, 4, 0, True), loaders.our_loader(shards, 4, 0, False))
     guards = (loaders.bare(shards, 4), loaders.guarded(shards, 4))
     assert [form() for form in (theirs, *forms, *guards)] == [8] * 5
+
+
+@pytest.mark.parametrize("variant", travel.VARIANTS)
+def test_travel_runs(variant, monkeypatch) -> None:
+    monkeypatch.setattr(travel, "TESTED_ON", (travel.TRAINED_ON,))
+    found = travel.run(variant, 0, "cpu", steps=2)
+    assert 0 <= found["32 tokens, 0.12"] <= 1
+
+
+def test_every_row_of_travel_names_the_nearest_label_to_its_left() -> None:
+    tokens, wanted = travel.rows(4, 200, 0.1, torch.Generator().manual_seed(0))
+    for row, answers in zip(tokens.tolist(), wanted.tolist(), strict=True):
+        last = -100
+        for token, answer in zip(row, answers, strict=True):
+            last = last if token == travel.BLANK else token
+            assert answer == last
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_every_way_of_fusing_has_the_same_number_of_parameters(name) -> None:
+    size = sum(parameter.numel() for parameter in build(name).parameters())
+    assert abs(size - BUDGET) < 0.001 * BUDGET
+
+
+@pytest.mark.parametrize("name", ["concatenation and MLP", "anchored + slots, converged"])
+def test_composed_runs(name, monkeypatch) -> None:
+    monkeypatch.setattr(composed, "BATCH", 4)
+    draw = torch.Generator().manual_seed(0)
+    concept, vendor = torch.arange(12).repeat_interleave(4), ["noto", "a", "b", "c"] * 12
+    data = emoji.Emoji(
+        torch.randint(0, 256, (48, 3, emoji.SIZE, emoji.SIZE), dtype=torch.uint8, generator=draw),
+        concept,
+        vendor,
+        torch.randint(1, 30, (12, emoji.MAX_WORDS), generator=draw),
+        30,
+        concept < 2,
+        torch.tensor([name == "noto" for name in vendor]),
+        (concept > 8) & torch.tensor([name in "ab" for name in vendor]),
+    )
+    found = composed.run(name, 0, "cpu", data, steps=2)
+    runs = [{"task": "composed", "variant": name, "seed": 0, **found}]
+    assert f"| {name} |" in table.table(runs, "composed")
