@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from lightning import LightningDataModule
 from rich.progress import track
 
 from datamodules.ledger import SETUP, Ledger
 from datamodules.loader import Batch, Delivery, Fetch, ResumableLoader
 from datamodules.order import Draw, Order
 from datamodules.reading import Reading, weight_of
+from datamodules.resumable import ResumableDataModule
 from datamodules.samples import Prepared, Rejected, Sample, collate, decode_samples
 from datamodules.shards import read_shards
 from datamodules.splits import hold_out, may_be_held_out
@@ -40,7 +40,7 @@ class _Kept(Fetch):
         return Delivery(collate([self.groups[d.shard][d.row] for d in draws]), len(draws))
 
 
-class MemoryDataModule(LightningDataModule):
+class MemoryDataModule(ResumableDataModule):
     """Batches of prepared samples from shards, split by caption.
 
     Samples whose caption is held out are validated on if they are eligible (see
@@ -98,8 +98,6 @@ class MemoryDataModule(LightningDataModule):
         self.train_samples: list[Prepared] = []
         self.val_samples: list[Prepared] = []
         self.ledger = Ledger()
-        self._loader: ResumableLoader | None = None
-        self._state: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Read, prepare and split the shards, once.
@@ -155,30 +153,14 @@ class MemoryDataModule(LightningDataModule):
         for item in self.ledger.rejected[:10]:
             _log.warning("rejected: %s", item)
 
-    def train_dataloader(self) -> ResumableLoader:
+    def make_train_loader(self) -> ResumableLoader:
         """Batches drawn by the seed, others each epoch: each sample once, or by `weights`."""
         groups: dict[float, list[Prepared]] = {}
         for sample in self.train_samples:
             groups.setdefault(sample["weight"], []).append(sample)
         counts = [len(group) for group in groups.values()]
         order = Order(counts, list(groups), window=len(groups) or 1, seed=self.seed)
-        self._loader = self._make_loader(list(groups.values()), order)
-        if self._state:
-            self._loader.load_state_dict(self._state)
-            self._state = {}
-        return self._loader
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where training is in the data."""
-        return {} if self._loader is None else self._loader.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes there once the trainer asks for batches.
-
-        Lightning keeps a loader's state too, but forgets to load it for models that ask for
-        `estimated_stepping_batches` when they make their optimizer, as most schedules do.
-        """
-        self._state = state_dict
+        return self._make_loader(list(groups.values()), order)
 
     def val_dataloader(self) -> ResumableLoader | list[Batch]:
         """Every held-out sample once, in order."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from lightning import LightningDataModule
 
 from datamodules.cache import ShardCache, manifest_beside
 from datamodules.ledger import SETUP, Ledger
@@ -15,6 +12,7 @@ from datamodules.loader import Batch, ResumableLoader
 from datamodules.order import Order
 from datamodules.reader import Shard, ShardReader, count_shards
 from datamodules.reading import Reading, weight_of
+from datamodules.resumable import ResumableDataModule
 from datamodules.samples import Rejected, Sample
 from datamodules.stream import Prepare, StreamFetch, drawn_caption, first_caption
 from datamodules.trainer import function_of, ledger_of, modalities_of, ranks_of
@@ -23,7 +21,7 @@ from datamodules.urls import expand_shards
 _log = logging.getLogger(__name__)
 
 
-class ShardDataModule(LightningDataModule):
+class ShardDataModule(ResumableDataModule):
     """Batches straight from shards, local or remote, of any number of samples.
 
     Samples are read, decoded and prepared in worker processes as batches need them. Every sample
@@ -73,8 +71,6 @@ class ShardDataModule(LightningDataModule):
         self.augment: Prepare | None = None
         self._cache = ShardCache(self.reading.cache)
         self._shards: dict[str, tuple[list[Shard], list[Rejected]]] = {}
-        self._loader: ResumableLoader | None = None
-        self._state: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Finds the shards and counts their samples.
@@ -94,7 +90,7 @@ class ShardDataModule(LightningDataModule):
                 for item in damaged[:10]:
                     _log.warning("rejected: %s", item)
 
-    def train_dataloader(self) -> ResumableLoader:
+    def make_train_loader(self) -> ResumableLoader:
         """Mixed batches of the training shards."""
         shards, damaged = self._shards["train"]
         weights = [weight_of(Path(shard.url).name, self.weights) for shard in shards]
@@ -102,23 +98,7 @@ class ShardDataModule(LightningDataModule):
         augment = function_of(self.trainer, self.augment, "augment")
         fetch = self._fetch(shards, augment, drawn_caption)
         ledger = self._ledger("rejected", damaged, len(order))
-        self._loader = self._make_loader(fetch, order, ledger, repeat_empty=True)
-        if self._state:
-            self._loader.load_state_dict(self._state)
-            self._state = {}
-        return self._loader
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where training is in the data."""
-        return {} if self._loader is None else self._loader.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes there once the trainer asks for batches.
-
-        Lightning keeps a loader's state too, but forgets to load it for models that ask for
-        `estimated_stepping_batches` when they make their optimizer, as most schedules do.
-        """
-        self._state = state_dict
+        return self._make_loader(fetch, order, ledger, repeat_empty=True)
 
     def val_dataloader(self) -> ResumableLoader | list[Batch]:
         """Every sample of the validation shards once, in order."""

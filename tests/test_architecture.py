@@ -23,8 +23,8 @@ BLOCKS = (
 # Who may import a package of the first column, beside itself.
 IMPORTERS = {
     "lightning": (
-        *("datamodules.memory", "datamodules.module", "datamodules.trainer"),
-        *("fusion.tasks", "fusion.cli"),
+        *("datamodules.memory", "datamodules.module", "datamodules.resumable"),
+        *("datamodules.trainer", "fusion.tasks", "fusion.cli"),
     ),
     "fusion": (),
     "encoders": ("fusion",),
