@@ -27,6 +27,7 @@ def test_every_config_is_run_here_and_says_how_to_run_it():
         "captioning",
         "contrastive",
         "scratch",
+        "scratch_vit",
         "streaming",
     }
     texts = {path.stem: path.read_text() for path in CONFIGS.glob("*.yaml")}
@@ -47,6 +48,14 @@ def test_from_scratch(tiny_shard, tmp_path, monkeypatch):
     checkpoint = f"--ckpt_path={folder / 'model.ckpt'}"
     run("validate", "scratch", tiny_shard, checkpoint, "--trainer.logger=false")
     assert "loss" in (folder / "metrics.csv").read_text()  # of the training, still
+
+
+def test_from_scratch_at_a_real_size(tiny_shard, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["--config", str(CONFIGS / "scratch_vit.yaml"), f"--data.train=['{tiny_shard}']"]
+    args += ["--data.batch_size=4", "--data.num_workers=0", "--trainer.max_steps=2"]
+    assert main(["fit", *args, "--trainer.accelerator=cpu"]) == 0
+    assert Pipeline.from_run("runs/scratch_vit").encode([{"text": "a red ball"}]).shape == (1, 128)
 
 
 def test_contrastive_then_captioning(tiny_shard, tmp_path, monkeypatch):
