@@ -169,7 +169,7 @@ class Alignment:
         Args:
             model: its projections are changed.
             batches: training batches with cached tokens, `weight` (B,) and `group_id` (B,).
-            log_logit_scale: scalar parameter, learned along.
+            log_logit_scale: parameter (T,) of T temperatures, learned along by its mean.
 
         Raises:
             ValueError: see `align_model`.
@@ -201,4 +201,4 @@ class Alignment:
             (model.projection(self.reference), pairs.target[rows]),
         )
         a, b = (F.normalize(part.project_means(means), dim=-1, eps=1e-6) for part, means in sides)
-        return contrastive_loss(a, b, log_logit_scale.exp(), pairs.group_id[rows])
+        return contrastive_loss(a, b, log_logit_scale.mean().exp(), pairs.group_id[rows])

@@ -14,6 +14,8 @@ _NOISE = (
     r"`isinstance\(treespec, LeafSpec\)`",
     r"Found \d+ module\(s\) in eval mode",  # frozen encoders are meant to be
     r".*does not have many workers",  # samples are prepared before training
+    r"find_unused_parameters=True was specified",  # on one rank; several need it
+    r"Total length of `list` across ranks is zero",  # no validation shards were given
 )
 
 

@@ -17,23 +17,28 @@ class StepSeed(Callback):
 
     Args:
         seed: of the run; None takes that of `seed_everything`, or one drawn by torch.
+
+    Attributes:
+        shared: a generator of the CPU for what all ranks must draw alike; its seed is that of the
+            step without the rank.
     """
 
     def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
+        self.shared = torch.Generator()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fixes the seed, unless a checkpoint brought it."""
-        if self.seed is None:
-            self.seed = torch.initial_seed()
+        if self.seed is None:  # without `seed_everything` every rank has drawn another
+            self.seed = trainer.strategy.broadcast(torch.initial_seed())
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seeds the generators of the CPU and of every accelerator."""
-        place = (self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
-        digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
-        torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+        """Seeds `shared`, and the generators of the CPU and of every accelerator."""
+        where = trainer.current_epoch, batch_idx
+        torch.manual_seed(_seed_of(self.seed, trainer.global_rank, *where))
+        self.shared.manual_seed(_seed_of(self.seed, *where))
 
     def state_dict(self) -> dict[str, Any]:
         """The seed."""
@@ -42,3 +47,8 @@ class StepSeed(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the seed of the run that is resumed."""
         self.seed = state_dict["seed"]
+
+
+def _seed_of(*place: int | None) -> int:
+    digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
