@@ -111,7 +111,9 @@ def test_metadata_may_name_the_group():
     def group(meta, caption="a cat"):
         return Sample("k", "s", {}, (caption,), meta).group_id
 
-    assert group({"group_id": 7}) == group({"group_id": "7"}, "another") == group_of("7")
+    assert group({"group_id": 7}) == group({"group_id": "7"}, "another")
+    assert group({"group_id": 7}) != group({}, "7")  # a caption is no group's name
+    assert group({"group_id": 7}) != group({"group_id": -7})
     assert group({"group_id": "\ud800"}) != group({"group_id": "\ud801"})
     for none in (True, None, 1.5, [7]):
         assert group({"group_id": none}) == group_of("a cat")
