@@ -188,7 +188,7 @@ def _decode(data: bytes) -> Tensor:
     """A picture the right way up, from a file that is believed."""
     with Image.open(io.BytesIO(data)) as image:
         orientation = image.getexif().get(0x0112, 1)
-    return _upright(_plain_rgb(data), orientation).contiguous()
+    return _upright(_plain_rgb(data), orientation)
 
 
 def _walk(file: BinaryIO, wanted: Any, shard: str) -> list[Found]:

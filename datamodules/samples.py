@@ -67,7 +67,7 @@ class Sample:
         """
         given = self.meta.get("group_id")
         if isinstance(given, int | str) and not isinstance(given, bool):
-            return group_of(f"group {given}")  # not a caption of that spelling
+            return group_of(f"group {given} named")  # no caption's, no mark lost
         return group_of(self.caption or f"{self.shard}\0{self.key}")
 
 
