@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, final
@@ -70,7 +69,6 @@ class ResumableLoader:
 
     Attributes:
         epoch, step: the next batch is number `step` of `epoch`.
-        seconds_waited: time spent waiting for workers since the last iteration began.
 
     Raises:
         ValueError: see `Deal`.
@@ -92,7 +90,6 @@ class ResumableLoader:
         self.ledger = Ledger() if ledger is None else ledger
         self.repeat_empty = repeat_empty
         self.epoch = self.step = 0
-        self.seconds_waited = 0.0
         self._resumed = False
         self._steps = _Steps(order, self.deal)
         self._loader: DataLoader | None = None
@@ -109,7 +106,6 @@ class ResumableLoader:
         """
         if self.step and not self._resumed:
             self._begin_next_epoch()
-        self.seconds_waited = 0.0
         self.ledger.begin()
         last: Batch | None = None
         for delivery in self._deliveries():
@@ -133,7 +129,7 @@ class ResumableLoader:
         self.epoch, self.step = self.epoch + 1, 0
 
     def _deliveries(self) -> Iterator[Delivery]:
-        """What workers fetch, with the time they are waited for."""
+        """What workers fetch."""
         self._steps.epoch, self._steps.first = self.epoch, self.step
         if self._loader is None:
             self._loader = DataLoader(
@@ -145,13 +141,9 @@ class ResumableLoader:
                 collate_fn=_as_is,
                 pin_memory=torch.cuda.is_available(),
             )
-        began = time.perf_counter()
         with generators_kept():  # a DataLoader draws a seed for its workers
             deliveries = iter(self._loader)
-        while (delivery := next(deliveries, None)) is not None:
-            self.seconds_waited += time.perf_counter() - began
-            yield delivery
-            began = time.perf_counter()
+        yield from deliveries
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is: plain numbers and strings."""

@@ -10,7 +10,7 @@ from datamodules.cache import ShardCache, manifest_beside
 from datamodules.ledger import SETUP, Ledger
 from datamodules.loader import Batch, ResumableLoader
 from datamodules.order import Order
-from datamodules.reader import Shard, ShardReader, count_shards
+from datamodules.reader import NUM_OPEN, Shard, ShardReader, count_shards
 from datamodules.reading import Reading, weight_of
 from datamodules.resumable import ResumableDataModule
 from datamodules.samples import Rejected, Sample
@@ -114,7 +114,9 @@ class ShardDataModule(ResumableDataModule):
     def _fetch(
         self, shards: Sequence[Shard], prepare: Prepare, caption: Callable[[Sample], Sample]
     ) -> StreamFetch:
-        reader = ShardReader(shards, self.reading.extensions, self._cache)
+        # At the seam of two windows a batch reads from both.
+        num_open = max(NUM_OPEN, 2 * (self.window or 1))
+        reader = ShardReader(shards, self.reading.extensions, self._cache, num_open)
         required = self.reading.required
         return StreamFetch(reader, prepare, caption, required, modalities_of(self.trainer))
 

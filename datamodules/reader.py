@@ -17,7 +17,7 @@ from datamodules.samples import Members, Rejected, Sample, build_sample
 from datamodules.shards import known_extensions
 from datamodules.urls import FetchError, is_remote
 
-MAX_OPEN = 64  # shards that one process keeps open
+NUM_OPEN = 64
 
 
 class Shard(NamedTuple):
@@ -52,10 +52,19 @@ class ShardReader:
         shards: the shards.
         members: modality -> extensions in order of preference.
         cache: brings shards that are remote or packed.
+        num_open: shards that a process keeps open; those that are read in turn should fit, for a
+            shard that is opened again is walked through again.
     """
 
-    def __init__(self, shards: Sequence[Shard], members: Members, cache: ShardCache) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        members: Members,
+        cache: ShardCache,
+        num_open: int = NUM_OPEN,
+    ) -> None:
         self.shards, self.members, self.cache = shards, members, cache
+        self.num_open = num_open
         self._wanted = known_extensions(members)
         self._open: OrderedDict[int, OpenShard | Rejected] = OrderedDict()
 
@@ -88,7 +97,7 @@ class ShardReader:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        while len(self._open) >= MAX_OPEN:
+        while len(self._open) >= self.num_open:
             _, oldest = self._open.popitem(last=False)
             if isinstance(oldest, OpenShard):
                 oldest.file.close()
@@ -157,32 +166,31 @@ def count_shards(
     from rich.progress import track
 
     wanted = known_extensions(members)
-    shards, damaged = [], []
-    unknown = [url for url in urls if url not in entries]
-    walk = track(
-        unknown,
-        "Counting samples",
-        console=Console(stderr=True),
-        transient=True,
-        disable=len(unknown) < 2,
-    )
-    counts: dict[str, int] = {}
-    for url in walk:
-        opened = open_shard(url, wanted, cache)
-        if isinstance(opened, Rejected):
-            damaged.append(opened)
-        else:
-            counts[url] = len(opened.samples)
-            opened.file.close()
-    for url in urls:
-        entry = entries.get(url)
-        if entry is None and url in counts:
-            shards.append(Shard(url, counts[url]))
-        elif entry is not None and (fault := _against_size(url, entry)):
-            damaged.append(Rejected(url, "", "", Reason.CHANGED_SHARD, fault))
-        elif entry is not None:
-            shards.append(Shard(url, entry.samples, entry))
-    return shards, damaged
+    quiet = sum(url not in entries for url in urls) < 2  # a manifest is no work
+    console = Console(stderr=True)
+    counted = [
+        _count(url, wanted, cache, entries.get(url))
+        for url in track(urls, "Counting samples", console=console, transient=True, disable=quiet)
+    ]
+    shards = [shard for shard in counted if isinstance(shard, Shard)]
+    return shards, [item for item in counted if isinstance(item, Rejected)]
+
+
+def _count(
+    url: str, wanted: Container[str], cache: ShardCache, entry: ShardEntry | None
+) -> Shard | Rejected:
+    if entry is not None:
+        fault = _against_size(url, entry)
+        return (
+            Rejected(url, "", "", Reason.CHANGED_SHARD, fault)
+            if fault
+            else Shard(url, entry.samples, entry)
+        )
+    opened = open_shard(url, wanted, cache)
+    if isinstance(opened, Rejected):
+        return opened
+    opened.file.close()
+    return Shard(url, len(opened.samples))
 
 
 def _against_size(url: str, entry: ShardEntry) -> str:

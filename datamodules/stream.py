@@ -92,15 +92,26 @@ class StreamFetch(Fetch):
             return Delivery(None, 0, (), _sentence(error))
         return Delivery(collate(prepared) if prepared else None, len(prepared), rejected)
 
-    def _prepared(self, sample: Sample) -> Prepared | Rejected:
+    def wanted(self, sample: Sample) -> Sample | Rejected:
+        """What is to be decoded of a sample that was read, with the caption that it gets.
+
+        Returns:
+            The sample without the modalities that no tower takes, or why it is rejected.
+        """
         if missing := [name for name in self.required if name not in sample.inputs]:
             reason = f"it has no {' and no '.join(missing)}"
             return Rejected(sample.shard, sample.key, "", Reason.MISSING_MODALITY, reason)
         if self.modalities is not None:
-            wanted = {n: v for n, v in sample.inputs.items() if n in (*self.modalities, "text")}
-            sample = replace(sample, inputs=wanted)
+            kept = {n: v for n, v in sample.inputs.items() if n in (*self.modalities, "text")}
+            sample = replace(sample, inputs=kept)
+        return self.caption(sample)
+
+    def _prepared(self, sample: Sample) -> Prepared | Rejected:
+        wanted = self.wanted(sample)
+        if isinstance(wanted, Rejected):
+            return wanted
         refused: list[Rejected] = []
-        for decoded in decode_samples([self.caption(sample)], refused):
+        for decoded in decode_samples([wanted], refused):
             try:
                 return labelled(self.prepare([decoded])[0], decoded)
             except ValueError as error:

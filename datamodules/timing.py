@@ -92,8 +92,9 @@ class StageTimer:
             began = time.perf_counter()
             sample = self.fetch.reader.read(draw.shard, draw.row)
             self._add("read", time.perf_counter() - began)
-            if isinstance(sample, Sample) and set(self.fetch.required) <= set(sample.inputs):
-                made = self._prepared(self.fetch.caption(sample))
+            wanted = sample if isinstance(sample, Rejected) else self.fetch.wanted(sample)
+            if isinstance(wanted, Sample):
+                made = self._prepared(wanted)
                 prepared += [] if made is None else [made]
         if prepared:
             self._timed("collate", partial(collate, prepared), len(prepared))

@@ -88,9 +88,14 @@ class Encoder(nn.Module, ABC):
             state its settings (a dataclass does), for they are part of the fingerprint.
         augment: Takes the place of `transform` in training and may draw from torch's global
             generator, which the loader seeds for each sample; None is `transform` itself.
+
+    Attributes:
+        frozen: Nothing in it trains.
+        pretrained: It starts from trained weights, whether these train on or not.
     """
 
     frozen: bool
+    pretrained: bool
 
     def __init__(
         self,
@@ -104,7 +109,7 @@ class Encoder(nn.Module, ABC):
         self.dim = dim
         self.transform = transform
         self._augment = augment
-        self.frozen = False
+        self.frozen = self.pretrained = False
 
     @abstractmethod
     def forward(self, inputs: Tensor, mask: Tensor) -> EncoderOutput:
@@ -141,6 +146,7 @@ class Encoder(nn.Module, ABC):
             ValueError: If "lora" finds no layer to adapt.
             ModuleNotFoundError: If "lora" finds no peft.
         """
+        self.pretrained = train != "scratch"
         if train == "frozen":
             self.freeze()
         elif train == "lora":

@@ -7,9 +7,9 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from encoders.base import Encoder, EncoderOutput, TrainMode, reads_weights
+from encoders.folding import fold_norms
 from encoders.picture import (
     FitPicture,
     RandomCrop,
@@ -77,21 +77,5 @@ def _build_net(pretrained: bool) -> nn.Module:
         net.load_state_dict(dict(zip(net.state_dict(), weights.values(), strict=True)))
     features = ("conv_stem", "bn1", "blocks", "conv_head", "bn2")
     trunk = nn.Sequential(*(net.get_submodule(name) for name in features))
-    _fold_normalisation(trunk)
-    trunk.requires_grad_(True)  # folding makes biases that would stay as they are
+    fold_norms(trunk)
     return trunk.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def _fold_normalisation(net: nn.Module) -> None:
-    """Merge every batch norm into the convolution before it, leaving its activation."""
-    conv = None
-    for name, module in list(net.named_modules()):
-        if isinstance(module, nn.Conv2d):
-            conv = module
-        elif isinstance(module, nn.BatchNorm2d) and conv is not None:
-            mean, var = module.running_mean, module.running_var
-            assert mean is not None and var is not None
-            conv.weight, conv.bias = fuse_conv_bn_weights(
-                conv.weight, conv.bias, mean, var, module.eps, module.weight, module.bias
-            )
-            net.set_submodule(name, module.get_submodule("act"))

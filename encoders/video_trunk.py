@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from encoders.base import TrainMode, reads_weights
+from encoders.folding import fold_norms
 from encoders.pretrained import fetching, find_weights, read_state
 
 _STEPS = {"r3d_18": 8, "mc3_18": 1, "r2plus1d_18": 8, "s3d": 8}  # frames of a token; others 2
@@ -76,7 +76,7 @@ def video_trunk(name: str, weights: str | None, train: TrainMode) -> tuple[nn.Mo
     if reads_weights(train):
         _load(net, name, weights)
     trunk, dim = _cut_head(net)
-    (_replace_norms if train == "scratch" else _fold_norms)(trunk)
+    (_replace_norms if train == "scratch" else fold_norms)(trunk)
     return trunk, dim
 
 
@@ -153,22 +153,6 @@ class _MViTTrunk(nn.Module):
         for block in self.blocks:
             hidden, sizes = block(hidden, sizes)
         return self.norm(hidden)[:, 1:].unflatten(1, sizes)
-
-
-def _fold_norms(net: nn.Module) -> None:
-    """Merge every batch norm into the convolution before it."""
-    conv = None
-    for name, module in list(net.named_modules()):
-        if isinstance(module, nn.Conv3d):
-            conv = module
-        elif isinstance(module, nn.BatchNorm3d) and conv is not None:
-            mean, var = module.running_mean, module.running_var
-            assert mean is not None and var is not None
-            conv.weight, conv.bias = fuse_conv_bn_weights(
-                conv.weight, conv.bias, mean, var, module.eps, module.weight, module.bias
-            )
-            net.set_submodule(name, nn.Identity())
-    net.requires_grad_(True)  # folding makes biases that would stay as they are
 
 
 def _replace_norms(net: nn.Module) -> None:

@@ -88,6 +88,12 @@ class FusionModel(nn.Module):
         """Names of the modalities whose encoder is frozen."""
         return tuple(n for n, e in self.encoders.items() if cast(Encoder, e).frozen)
 
+    @property
+    def newcomers(self) -> tuple[str, ...]:
+        """Names of the modalities whose encoder starts from nothing."""
+        encoders = ((name, cast(Encoder, e)) for name, e in self.encoders.items())
+        return tuple(n for n, e in encoders if not (e.frozen or e.pretrained))
+
     def projection(self, modality: str) -> Projection:
         """The projection of a modality."""
         return cast(Projection, self.projections[modality])

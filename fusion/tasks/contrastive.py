@@ -162,8 +162,7 @@ class ContrastiveTask(LightningModule):
         that are aligned already, which would else be pulled about by the newcomers' noise.
         """
         names = set(direction.query + direction.target)
-        scratch = names.difference(self.model.frozen)
-        return scratch or names
+        return names.intersection(self.model.newcomers) or names
 
     def sides(
         self, direction: Direction, tokens: dict[str, Tokens], group_id: Tensor

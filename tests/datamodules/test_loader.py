@@ -159,12 +159,6 @@ def test_what_cannot_be_read_is_one_sentence(workers):
         batches(loader(fetch=Numbers(failure="b.tar: No such file"), num_workers=workers))
 
 
-def test_waiting_is_measured():
-    it = loader(fetch=Numbers(seconds=0.01))
-    batches(it)
-    assert 0.06 <= it.seconds_waited < 1
-
-
 def check_coverage(counts, workers, world, batch_size):
     parts = [loader(batch_size, workers, counts, ranks=(r, world)) for r in range(world)]
     keys = [[b["keys"] for b in part] for part in parts]

@@ -187,6 +187,28 @@ def test_a_manifest_spares_the_count_and_finds_another_shard(shards, tmp_path):
     assert [str(item.code) for item in loader.ledger.rejected] == ["changed-shard"]
 
 
+def test_shards_that_are_mixed_stay_open(shards, monkeypatch):
+    """A reader that holds fewer walks through the same headers again and again."""
+    from datamodules import module as streaming
+    from datamodules import reader
+
+    walks = Counter()
+    walk = reader.find_samples
+    monkeypatch.setattr(
+        reader, "find_samples", lambda f, w, name: walks.update([name]) or walk(f, w, name)
+    )
+    monkeypatch.setattr(streaming, "NUM_OPEN", 1)
+    module = ready(shards, batch_size=2, window=4)
+    walks.clear()  # of the count
+    list(module.train_dataloader())
+    assert set(walks.values()) == {1} and len(walks) == 4
+    loader = module.train_dataloader()
+    loader.fetch.reader.num_open = 1  # the guard off
+    walks.clear()
+    list(loader)
+    assert max(walks.values()) > 1
+
+
 def test_shards_of_a_server(shards, server, tmp_path):
     for shard in shards:
         server.files[Path(shard).name] = Path(shard).read_bytes()

@@ -98,6 +98,15 @@ def test_what_is_rejected_goes_no_further(make_shard):
     assert "collate" not in timer.stages
 
 
+def test_what_no_tower_takes_is_not_decoded_here_either(make_shard):
+    loader = loader_of(make_shard, transform)
+    loader.fetch.modalities = ("audio",)
+    timer = StageTimer(loader)
+    list(timer.run(100))
+    assert not [name for name in timer.stages if "image" in name]
+    assert all("image" not in batch["inputs"] for batch in loader)
+
+
 def test_timing_draws_nothing_from_the_generators(make_shard):
     timer = StageTimer(loader_of(make_shard, transform))
     before = torch.get_rng_state(), random.getstate()

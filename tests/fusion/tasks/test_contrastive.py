@@ -249,3 +249,15 @@ def test_the_trainer_asks_the_task_to_clip(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, max_epochs=1, gradient_clip_val=0.5)
     trainer.fit(make_task(tmp_path), datamodule=Data())
     assert norms == [0.5] * 5
+
+
+def test_pretrained_towers_learn_from_each_other_and_newcomers_come_to_them(tmp_path):
+    """Whether a pretrained tower trains, in full or by adapters, does not make it a newcomer."""
+    task = make_task(tmp_path, frozen=["image"])
+    task.model.encoders["text"].pretrained = True
+    learning = {str(d): task._learning(d) for d in task.shares}
+    assert task.model.newcomers == ("audio",)
+    assert learning["image->text"] == {"image", "text"}
+    assert learning["text->audio"] == {"audio"}
+    task.model.encoders["text"].pretrained = False
+    assert task._learning(parse_direction("image->text")) == {"text"}
