@@ -8,13 +8,13 @@ from datamodules.decode import (
     decode_text,
     decode_video,
 )
+from datamodules.decoding import decode_samples
 from datamodules.reasons import Reason
 from datamodules.samples import (
     MEMBERS,
     Rejected,
     Sample,
     collate,
-    decode_samples,
     group_of,
 )
 from datamodules.shards import read_folder, read_shards

@@ -5,20 +5,22 @@ It suits sets of up to about 100,000 samples, and frozen towers, which then run 
 
 from __future__ import annotations
 
-import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
 
 from rich.progress import track
 
+from datamodules.decoding import decode_sample, with_digests
 from datamodules.ledger import SETUP, Ledger
 from datamodules.loader import Batch, Delivery, Fetch, ResumableLoader
 from datamodules.order import Draw, Order
 from datamodules.reading import Reading, weight_of
 from datamodules.resumable import ResumableDataModule
-from datamodules.samples import Prepared, Rejected, Sample, collate, decode_samples
+from datamodules.samples import Prepared, Rejected, Sample, collate
 from datamodules.shards import read_shards
 from datamodules.splits import hold_out, may_be_held_out
 from datamodules.stream import labelled
@@ -27,6 +29,10 @@ from datamodules.trainer import function_of, ledger_of, ranks_of
 _CHUNK = 256  # decoded samples held at once
 _ALIGNED = 1024  # samples in a batch of `train_batches`
 _log = logging.getLogger(__name__)
+
+
+def _nothing(modality: str, content: str) -> bool:
+    return False
 
 
 @final
@@ -50,6 +56,8 @@ class MemoryDataModule(ResumableDataModule):
     `prepare` turns decoded samples, at most 256 at a time, into one dict each: `"inputs"`, a
     tensor (L, ...) per modality, and for cached tokens `"positions"`, (L, 3) per modality. Set it
     before `setup`; by default it is the `prepare` method of the Lightning module being trained.
+    If it has a method `knows`, files for which that is true, given the modality and a name for the
+    content (see `datamodules.decoding`), are not decoded.
 
     A run that was killed resumes in the middle of an epoch with the batches that were left.
 
@@ -129,12 +137,16 @@ class MemoryDataModule(ResumableDataModule):
 
     def _prepared(self, samples: list[Sample], rejected: list[Rejected]) -> Iterator[Prepared]:
         prepare = function_of(self.trainer, self.prepare, "prepare")
-        decoded = decode_samples(samples, rejected)
-        progress = track(range(0, len(samples), _CHUNK), "Preparing", transient=True)
-        for _ in progress:
-            chunk = list(itertools.islice(decoded, _CHUNK))
-            for sample, values in zip(chunk, prepare(chunk), strict=True):
-                yield labelled(values, sample, self._weight(sample))
+        knows = getattr(prepare, "knows", _nothing)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoders leave Python's lock
+            for start in track(range(0, len(samples), _CHUNK), "Preparing", transient=True):
+                read = [with_digests(sample) for sample in samples[start : start + _CHUNK]]
+                known = [[m for m, name in s.digests.items() if knows(m, name)] for s in read]
+                decoded = list(threads.map(decode_sample, read, known))
+                rejected += [item for item in decoded if isinstance(item, Rejected)]
+                chunk = [sample for sample in decoded if isinstance(sample, Sample)]
+                for sample, values in zip(chunk, prepare(chunk), strict=True):
+                    yield labelled(values, sample, self._weight(sample))
 
     def _weight(self, sample: Sample) -> float:
         if (source := str(sample.meta.get("source"))) in self.weights:

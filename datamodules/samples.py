@@ -5,15 +5,14 @@ Letters: B batch, L length of one modality's input (pictures, token ids, frames 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from datamodules.decode import (
-    DECODERS,
     DecodeError,
     Raw,
     check_text,
@@ -43,9 +42,10 @@ class Sample:
         key: name inside the shard.
         shard: path of the shard or folder.
         inputs: modality -> bytes of its file, or the raw value once decoded; only those present.
-            Text is always decoded.
+            Text is always decoded (see `datamodules.decoding` for the rest).
         captions: all its captions; the first is that of the text member, if there is one.
         meta: the metadata object; {} when there is none.
+        digests: modality -> name of its file's content, once taken (see `with_digests`).
     """
 
     key: str
@@ -53,6 +53,7 @@ class Sample:
     inputs: Mapping[str, bytes | Raw]
     captions: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def caption(self) -> str:
@@ -146,34 +147,6 @@ def _captions(meta: Mapping[str, Any]) -> dict[str, None]:
             "this metadata has captions that are not a list of strings", Reason.WRONG_FORMAT
         )
     return dict.fromkeys(map(check_text, captions))
-
-
-def decode_samples(
-    samples: Iterable[Sample], rejected: list[Rejected] | None = None
-) -> Iterator[Sample]:
-    """Decode the bytes of every modality to raw values (see `datamodules.decode`).
-
-    Args:
-        samples: as read; values that are decoded already pass through.
-        rejected: receives the samples that cannot be decoded; None raises at the first.
-
-    Raises:
-        ValueError: a sample cannot be decoded and `rejected` is None.
-    """
-    for sample in samples:
-        raw: dict[str, bytes | Raw] = {}
-        for modality, value in sample.inputs.items():
-            try:
-                raw[modality] = DECODERS[modality](value) if isinstance(value, bytes) else value
-            except DecodeError as error:
-                reject(_undecoded(sample, modality, error), rejected)
-                break
-        else:
-            yield replace(sample, inputs=raw)
-
-
-def _undecoded(sample: Sample, modality: str, error: DecodeError) -> Rejected:
-    return Rejected(sample.shard, sample.key, modality, error.reason, str(error))
 
 
 class Prepared(TypedDict):

@@ -9,11 +9,12 @@ from typing import Any, final
 
 import torch
 
+from datamodules.decoding import decode_sample
 from datamodules.loader import Delivery, Fetch
 from datamodules.order import Draw
 from datamodules.reader import ShardReader
 from datamodules.reasons import Reason
-from datamodules.samples import Prepared, Rejected, Sample, collate, decode_samples
+from datamodules.samples import Prepared, Rejected, Sample, collate
 from datamodules.seeding import seed_generators
 
 Prepare = Callable[[list[Sample]], Sequence[Mapping[str, Any]]]
@@ -110,13 +111,13 @@ class StreamFetch(Fetch):
         wanted = self.wanted(sample)
         if isinstance(wanted, Rejected):
             return wanted
-        refused: list[Rejected] = []
-        for decoded in decode_samples([wanted], refused):
-            try:
-                return labelled(self.prepare([decoded])[0], decoded)
-            except ValueError as error:
-                return Rejected(sample.shard, sample.key, "", Reason.UNFIT, _sentence(error))
-        return refused[0]
+        decoded = decode_sample(wanted)
+        if isinstance(decoded, Rejected):
+            return decoded
+        try:
+            return labelled(self.prepare([decoded])[0], decoded)
+        except ValueError as error:
+            return Rejected(sample.shard, sample.key, "", Reason.UNFIT, _sentence(error))
 
 
 def _sentence(error: Exception) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
 
+from datamodules.decoding import decode_sample
 from datamodules.loader import ResumableLoader
-from datamodules.samples import Prepared, Rejected, Sample, collate, decode_samples
+from datamodules.samples import Prepared, Rejected, Sample, collate
 from datamodules.seeding import generators_kept, seed_generators
 from datamodules.stream import StreamFetch, labelled
 
@@ -101,16 +102,13 @@ class StageTimer:
 
     def _prepared(self, sample: Sample) -> Prepared | None:
         """Decodes and transforms a sample by modality; None if it is rejected."""
-        rejected: list[Rejected] = []
         inputs: dict[str, Any] = {}
         for name, value in sample.inputs.items():
             part = replace(sample, inputs={name: value})
             if isinstance(value, bytes):
-                decode = partial(list, decode_samples([part], rejected))
-                found: list[Sample] = self._timed(f"decode of {name}", decode)
-                if not found:
+                part = self._timed(f"decode of {name}", partial(decode_sample, part))
+                if isinstance(part, Rejected):
                     return None
-                part = found[0]
             try:
                 made = self._timed(f"transform of {name}", partial(self.fetch.prepare, [part]))
             except ValueError:

@@ -91,6 +91,10 @@ class TokenCache:
             tokens.update(fresh)
         return [tokens[key] for key in keys]
 
+    def has(self, encoder: Encoder, key: str) -> bool:
+        """Whether the tokens of a frozen encoder for this key are there."""
+        return key in self._open(encoder)[1]
+
     def _open(self, encoder: Encoder) -> tuple[Path, dict[str, Tokens]]:
         """The encoder's folder and all tokens in it; hashed and read once."""
         if encoder not in self._folders:

@@ -12,11 +12,16 @@ from encoders.cache import TokenCache
 
 
 class RawSample(Protocol):
-    """A decoded sample: raw values of those modalities that it has."""
+    """A decoded sample."""
 
     @property
     def inputs(self) -> Mapping[str, Any]:
-        """Modality to raw value."""
+        """Modality to raw value, of those that it has; anything for what `knows` knew."""
+        ...
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Modality to a name of the content, where there is one already."""
         ...
 
 
@@ -56,6 +61,14 @@ class Preparation:
             }
         }
 
+    def knows(self, modality: str, content: str) -> bool:
+        """Whether the raw value of a content of that name is not needed.
+
+        Its tokens are in the cache, or nothing takes the modality.
+        """
+        encoder = self.encoders.get(modality)
+        return encoder is None or (encoder.frozen and self.cache.has(encoder, content))
+
     def __call__(self, samples: Sequence[RawSample]) -> list[dict[str, dict[str, Tensor]]]:
         """Prepares samples.
 
@@ -78,7 +91,10 @@ class Preparation:
                 continue
             tokens = self.cache.encode(
                 encoder,
-                [content_key(raw) for raw in raws],
+                [
+                    samples[row].digests.get(name) or content_key(raw)
+                    for row, raw in zip(rows, raws, strict=True)
+                ],
                 lambda index, raws=raws, encoder=encoder: encoder.transform(raws[index]),
             )
             for row, (values, position) in zip(rows, tokens, strict=True):

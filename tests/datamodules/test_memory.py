@@ -8,8 +8,11 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+import datamodules.decoding
+from datamodules.decoding import with_digests
 from datamodules.memory import MemoryDataModule
 from datamodules.reading import Reading
+from datamodules.shards import read_shards
 
 
 def members(key: str, caption: str, png: bytes, **meta) -> list[tuple[str, bytes]]:
@@ -237,3 +240,44 @@ def test_the_package_does_not_need_lightning():
     program = "import datamodules, sys; print([m for m in sys.modules if 'lightning' in m])"
     command = [sys.executable, "-c", program]
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+class Knowing:
+    """Prepares like `prepare`, and remembers the pictures of which it made tokens."""
+
+    def __init__(self):
+        self.tokens = {}
+        self.num_decoded = 0
+
+    def knows(self, modality, content):
+        return modality == "image" and content in self.tokens
+
+    def __call__(self, samples):
+        fresh = [s for s in samples if s.digests["image"] not in self.tokens]
+        self.num_decoded += len(fresh)
+        for sample, values in zip(fresh, prepare(fresh), strict=True):
+            self.tokens[sample.digests["image"]] = values["inputs"]["image"]
+        known = [s for s in samples if s not in fresh]
+        assert all(isinstance(s.inputs["image"], bytes) for s in known)
+        return [{"inputs": {"image": self.tokens[s.digests["image"]]}} for s in samples]
+
+
+def test_files_that_are_known_are_not_decoded(shards, monkeypatch):
+    knowing, seen = Knowing(), []
+    for _ in range(2):
+        module = MemoryDataModule(shards)
+        module.prepare = knowing
+        module.setup()
+        seen.append([s["inputs"]["image"] for s in module.train_samples])
+        # A decoder that cannot decode: the second time none is asked.
+        monkeypatch.setitem(datamodules.decoding.DECODERS, "image", None)
+    assert len(seen[0]) == 65 and all(map(torch.equal, *seen))
+    assert knowing.num_decoded == 65
+
+
+def test_other_code_that_decodes_is_other_content(shards, monkeypatch):
+    sample = next(read_shards(shards))
+    before, again = with_digests(sample).digests, with_digests(sample).digests
+    monkeypatch.setattr("datamodules.decoding._code", lambda: b"newer")
+    after = with_digests(sample).digests
+    assert before == again and set(before) == {"image"} and before["image"] != after["image"]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.decoding import decode_samples
 from datamodules.manifest import check_pack
 from datamodules.pack import BySize, PackError, TableSource, pack
 from datamodules.pack.table import MEDIA
-from datamodules.samples import MEMBERS, decode_samples
+from datamodules.samples import MEMBERS
 from datamodules.shards import read_shards
 
 

@@ -3,13 +3,13 @@ import time
 import pytest
 import torch
 
+from datamodules.decoding import decode_samples
 from datamodules.samples import (
     MEMBERS,
     Rejected,
     Sample,
     build_sample,
     collate,
-    decode_samples,
     group_of,
 )
 

@@ -8,7 +8,8 @@ import tarfile
 import pytest
 
 from datamodules.decode import DECODERS
-from datamodules.samples import MEMBERS, Rejected, decode_samples
+from datamodules.decoding import decode_samples
+from datamodules.samples import MEMBERS, Rejected
 from datamodules.shards import read_folder, read_shards
 
 

@@ -40,7 +40,7 @@ def make_samples() -> list[SimpleNamespace]:
     values = [{"image": torch.randn(2, 3), "audio": torch.randn(4, 3)} for _ in range(3)]
     del values[1]["image"], values[2]["audio"]
     values[2]["depth"] = torch.randn(1)
-    return [SimpleNamespace(inputs=inputs) for inputs in values]
+    return [SimpleNamespace(inputs=inputs, digests={}) for inputs in values]
 
 
 def test_frozen_ones_are_encoded_and_others_transformed(encoders, tmp_path):
@@ -111,3 +111,20 @@ def test_content_key_is_the_same_for_the_same_content():
     assert content_key(wide.T) == content_key(wide.T.contiguous()) != content_key(wide)
     assert content_key((wide, 8000)) == content_key((wide.clone(), 8000))
     assert content_key("ä") == content_key("ä")
+
+
+def test_content_that_has_a_name_is_known_by_it_once_it_is_encoded(encoders, tmp_path):
+    named = [SimpleNamespace(inputs={"image": torch.randn(2, 3)}, digests={"image": "a name"})]
+    prepare = Preparation(encoders, TokenCache(tmp_path))
+    assert not prepare.knows("image", "a name")
+    first = prepare(named)
+    assert prepare.knows("image", "a name") and not prepare.knows("image", "another")
+    later = Preparation(encoders, TokenCache(tmp_path))
+    assert later.knows("image", "a name")
+    unread = [SimpleNamespace(inputs={"image": b"not decoded"}, digests={"image": "a name"})]
+    assert later(unread)[0]["inputs"]["image"].equal(first[0]["inputs"]["image"])
+
+
+def test_what_trains_needs_its_raw_values_and_what_nothing_takes_does_not(encoders, tmp_path):
+    prepare = Preparation(encoders, TokenCache(tmp_path))
+    assert not prepare.knows("audio", "any name") and prepare.knows("depth", "any name")
