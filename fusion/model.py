@@ -89,6 +89,11 @@ class FusionModel(nn.Module):
         return tuple(n for n, e in self.encoders.items() if cast(Encoder, e).frozen)
 
     @property
+    def pretrained(self) -> tuple[str, ...]:
+        """Names of the modalities whose encoder brings what it has learned, frozen or not."""
+        return tuple(name for name in self.modalities if name not in self.newcomers)
+
+    @property
     def newcomers(self) -> tuple[str, ...]:
         """Names of the modalities whose encoder starts from nothing."""
         encoders = ((name, cast(Encoder, e)) for name, e in self.encoders.items())

@@ -2,5 +2,6 @@
 
 from fusion.tasks.captioning import CaptionTask
 from fusion.tasks.contrastive import ContrastiveTask
+from fusion.tasks.recomputed_towers import RecomputedTowers
 
-__all__ = ["CaptionTask", "ContrastiveTask"]
+__all__ = ["CaptionTask", "ContrastiveTask", "RecomputedTowers"]
