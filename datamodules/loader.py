@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any, NamedTuple, final
 
 import torch
@@ -140,6 +142,7 @@ class ResumableLoader:
                 persistent_workers=self.num_workers > 0,
                 collate_fn=_as_is,
                 pin_memory=torch.cuda.is_available(),
+                worker_init_fn=_outlive,
             )
         with generators_kept():  # a DataLoader draws a seed for its workers
             deliveries = iter(self._loader)
@@ -218,3 +221,15 @@ class _Fetched(Dataset):
 
 def _as_is(delivery: Any) -> Any:
     return delivery
+
+
+def _outlive(worker: int) -> None:
+    """Has a worker pass over its first SIGTERM, which some schedulers send to all processes.
+
+    The process in training needs it until it has saved; another signal ends it.
+    """
+    signal.signal(signal.SIGTERM, _end_with_the_next)
+
+
+def _end_with_the_next(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,5 +1,9 @@
+import multiprocessing
+import os
+import signal
 import time
 from collections import Counter
+from contextlib import suppress
 from itertools import product
 
 import pytest
@@ -179,3 +183,31 @@ def test_every_sample_once_over_all_workers_and_ranks(world):
 def test_coverage_in_all_cells(num_shards):
     for workers, world, batch_size in product(range(5), (1, 2, 4), (1, 8)):
         check_coverage(SIZES[:num_shards], workers, world, batch_size)
+
+
+def end_workers(batches) -> None:
+    """One batch, then SIGTERM to all workers; after it each fetches on."""
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGTERM)
+    time.sleep(0.2)
+
+
+def test_workers_outlive_the_signal_to_stop_that_all_processes_of_a_run_get():
+    it = loader(num_workers=2, fetch=Numbers(seconds=0.05))
+    remaining = iter(it)
+    end_workers(remaining)
+    assert len(list(remaining)) == 5
+    worker = multiprocessing.active_children()[0]
+    with suppress(RuntimeError):  # torch may say so at once
+        os.kill(worker.pid, signal.SIGTERM)  # a second one ends it
+        worker.join(5)
+    assert not worker.is_alive()
+
+
+def test_without_that_the_run_fails(monkeypatch):
+    monkeypatch.setattr("datamodules.loader._outlive", None)
+    remaining = iter(loader(num_workers=2, fetch=Numbers(seconds=0.05)))
+    with pytest.raises(RuntimeError, match="worker"):
+        end_workers(remaining)
+        list(remaining)
