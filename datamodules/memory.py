@@ -180,6 +180,10 @@ class MemoryDataModule(ResumableDataModule):
             return []
         return self._make_loader([self.val_samples], Order([len(self.val_samples)]))
 
+    def test_dataloader(self) -> ResumableLoader | list[Batch]:
+        """What `val_dataloader` gives: a test judges a trained model on all held-out samples."""
+        return self.val_dataloader()
+
     def _make_loader(self, groups: Sequence[Sequence[Prepared]], order: Order) -> ResumableLoader:
         ranks = ranks_of(self.trainer)
         return ResumableLoader(_Kept(groups), order, self.batch_size, ranks=ranks)

@@ -111,6 +111,10 @@ class ShardDataModule(ResumableDataModule):
         ledger = self._ledger("rejected-val", damaged, len(order))
         return self._make_loader(fetch, order, ledger, repeat_empty=False)
 
+    def test_dataloader(self) -> ResumableLoader | list[Batch]:
+        """What `val_dataloader` gives: a test judges a trained model on all held-out samples."""
+        return self.val_dataloader()
+
     def _fetch(
         self, shards: Sequence[Shard], prepare: Prepare, caption: Callable[[Sample], Sample]
     ) -> StreamFetch:

@@ -1,4 +1,4 @@
-"""The alignment of frozen encoders, where training starts; its closed form is every report's
+"""The alignment of pretrained encoders, where training starts; its closed form is every report's
 baseline.
 
 Shapes: S samples, E width of the source features, D width of the target features.
@@ -6,16 +6,19 @@ Shapes: S samples, E width of the source features, D width of the target feature
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import NamedTuple, cast, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from encoders.base import Encoder
 from fusion.losses import contrastive_loss
 from fusion.model import Batch, FusionModel
-from fusion.optimization import adamw_with_cosine
+from fusion.optimization import AdamWithCosine
 from fusion.projection import unit_means
+
+_ENCODED = 64  # samples in one pass of an encoder
 
 
 class LinearMap(NamedTuple):
@@ -72,27 +75,27 @@ def ridge_regression(
 def align_model(
     model: FusionModel, batches: Sequence[Batch], reference: str, strength: float = 0.3
 ) -> None:
-    """Starts the projections of frozen encoders at the linear alignment with one of them.
+    """Starts the projections of pretrained encoders at the linear alignment with one of them.
 
     The latent space becomes the (centred) token space of the reference encoder; every other
-    frozen encoder starts at the ridge regression onto it. Encoders that train are left alone.
+    pretrained encoder starts at the ridge regression onto it. Newcomers are left alone.
 
     Args:
         model: its projections are changed.
-        batches: training batches with cached tokens, and `weight` (B,).
-        reference: modality whose encoder has the width of the model and is frozen.
+        batches: training batches with tokens of the pretrained encoders, and `weight` (B,).
+        reference: modality whose encoder has the width of the model and is pretrained.
         strength: of the ridge penalty, relative to the largest sample weight.
 
     Raises:
         ValueError: if the reference cannot serve as one.
     """
-    if reference not in model.frozen or model.encoders[reference].dim != model.dim:
+    if reference not in model.pretrained or model.encoders[reference].dim != model.dim:
         raise ValueError(
-            f"Cannot align to {reference!r}; name a modality with a frozen encoder whose width is "
-            f"the model's dim ({model.dim}), or set align_to to null for a random start."
+            f"Cannot align to {reference!r}; name a modality with a pretrained encoder whose width "
+            f"is the model's dim ({model.dim}), or set align to null for a random start."
         )
     eye = torch.eye(model.dim)
-    for name in model.frozen:
+    for name in model.pretrained:
         if name == reference:
             continue
         pairs = paired_means(batches, name, reference)
@@ -116,6 +119,10 @@ class Pairs(NamedTuple):
     weight: Tensor
     group_id: Tensor
 
+    def to(self, device: torch.device) -> "Pairs":
+        """The same on a device."""
+        return Pairs(*(column.to(device) for column in self))
+
 
 def paired_means(batches: Iterable[Batch], source: str, target: str) -> Pairs:
     """Unit mean tokens of the samples that have both modalities."""
@@ -128,10 +135,31 @@ def paired_means(batches: Iterable[Batch], source: str, target: str) -> Pairs:
     return Pairs(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
 
+@torch.no_grad()
+def with_mean_tokens(model: FusionModel, batch: Batch) -> Batch:
+    """The batch with one token, the mean, for each input of a pretrained encoder that trains.
+
+    Cached tokens and the inputs of newcomers stay as they are.
+    """
+    inputs, masks = dict(batch["inputs"]), dict(batch["masks"])
+    for name in set(model.pretrained).difference(model.frozen).intersection(inputs):
+        encoder = cast(Encoder, model.encoders[name])
+        device, training = next(encoder.parameters()).device, encoder.training
+        encoder.eval()
+        means = []
+        for some in torch.arange(len(masks[name])).split(_ENCODED):
+            values, mask, _ = encoder(inputs[name][some].to(device), masks[name][some].to(device))
+            means.append(unit_means(values, mask).to(batch["weight"]))
+        encoder.train(training)
+        inputs[name] = torch.cat(means).unsqueeze(1)
+        masks[name] = masks[name].any(dim=1, keepdim=True)
+    return {**batch, "inputs": inputs, "masks": masks}
+
+
 @final
 @dataclass(frozen=True)
 class Alignment:
-    """Brings frozen encoders together before anything is fused.
+    """Brings pretrained encoders together before anything is fused.
 
     First in closed form (`align_model`); then the projections' residual MLPs train contrastively
     on the mean token of each sample alone. Nothing is fused, so that a step costs a small part of
@@ -140,7 +168,7 @@ class Alignment:
     Args:
         reference: modality whose encoder's space the latent space is.
         num_steps: of the second part; 0 leaves the residuals to the training that follows, any
-            other number holds the projections still in it.
+            other number holds those of frozen encoders still in it.
         batch_size: samples of a step, drawn by their weights.
         lr: highest learning rate.
         strength: of the ridge penalty.
@@ -168,20 +196,25 @@ class Alignment:
 
         Args:
             model: its projections are changed.
-            batches: training batches with cached tokens, `weight` (B,) and `group_id` (B,).
+            batches: training batches, with cached tokens of frozen encoders, `weight` (B,) and
+                `group_id` (B,).
             log_logit_scale: parameter (T,) of T temperatures, learned along by its mean.
 
         Raises:
             ValueError: see `align_model`.
         """
+        batches = [with_mean_tokens(model, batch) for batch in batches]
         align_model(model, batches, self.reference, self.strength)
-        others = [name for name in model.frozen if name != self.reference]
+        others = [name for name in model.pretrained if name != self.reference]
         if not others or not self.num_steps:
             return
-        pairs = {name: paired_means(batches, name, self.reference) for name in others}
-        parts = [model.projection(name).mlp.train().requires_grad_(True) for name in model.frozen]
+        device = log_logit_scale.device
+        pairs = {name: paired_means(batches, name, self.reference).to(device) for name in others}
+        parts = [
+            model.projection(name).mlp.train().requires_grad_(True) for name in model.pretrained
+        ]
         weights = [log_logit_scale, *(p for part in parts for p in part.parameters())]
-        made = adamw_with_cosine(weights, self.lr, 0.01, 20, self.num_steps)
+        made = AdamWithCosine().make(weights, self.lr, self.num_steps)
         optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
         for _ in range(self.num_steps):
             losses = [self._loss(model, name, pairs[name], log_logit_scale) for name in others]
@@ -191,8 +224,8 @@ class Alignment:
             optimizer.step()
             schedule.step()
             yield loss.detach()
-        for part in parts:
-            part.eval().requires_grad_(False)
+        for name in model.frozen:
+            model.projection(name).mlp.eval().requires_grad_(False)
 
     def _loss(self, model: FusionModel, name: str, pairs: Pairs, log_logit_scale: Tensor) -> Tensor:
         rows = torch.multinomial(pairs.weight, self.batch_size, replacement=True)

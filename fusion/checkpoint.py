@@ -99,23 +99,45 @@ def restore(path: Path) -> Restored:
     return Restored(model.eval(), captioner, _fingerprint(config, state))
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], State]:
-    """Settings of the task and its state dict."""
+def read_plain(path: Path, mmap: bool = False) -> Any:
+    """What a file of `torch.save` holds, tested for damage and read without running pickles.
+
+    torch.load itself does not look at the checksums in such a file, and gives other values for one
+    that was damaged.
+
+    Args:
+        path: the file.
+        mmap: leave tensors in the file until they are used.
+
+    Raises:
+        ValueError: it is cut off, damaged, no such file, or holds more than tensors and plain
+            values.
+        OSError: it cannot be read.
+    """
     advice = "copy it again, or train again"
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is not a checkpoint, or it is cut off; {advice}.") from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header leads the reader astray in many ways
+        raise ValueError(f"{path} is damaged ({_one_line(error)}); {advice}.") from error
     if damaged:
         raise ValueError(f"{path} is damaged at {damaged}; {advice}.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(
             f"{path} is not a checkpoint that `fusion fit` wrote: it holds something else than "
             "tensors and plain values."
         ) from error
+
+
+def _read(path: Path) -> tuple[Mapping[str, Any], State]:
+    """Settings of the task and its state dict."""
+    content = read_plain(path)
     settings, state = (
         content.get(name) if isinstance(content, Mapping) else None
         for name in ("hyper_parameters", "state_dict")

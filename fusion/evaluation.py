@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusion.alignment import paired_means, ridge_regression
-from fusion.metrics import RetrievalScores, retrieval_scores, shuffled_scores
+from fusion.metrics import RetrievalScores, retrieval_scores
 from fusion.model import FusionModel
+from fusion.ranking import rank_queries
 from fusion.solver import SolverStats
 from fusion.subsets import Direction
+from fusion.tokens import Tokens
 
 
 class Embedded(NamedTuple):
@@ -47,20 +49,71 @@ def embed_subsets(
     """
     training = model.training
     model.eval()
-    parts: dict[tuple[str, ...], list[Embedded]] = {subset: [] for subset in subsets}
-    groups = []
+    parts, groups = [], []
     for batch in batches:
         groups.append(batch["group_id"])
         tokens = model.encode(batch, [m for m in model.modalities if m in batch["inputs"]])
-        for subset in subsets:
-            if set(subset) <= set(tokens):
-                fused = model.fuse({name: tokens[name] for name in subset})
-                present = torch.stack([tokens[name].mask.any(1) for name in subset]).all(0)
-                parts[subset].append(Embedded(model.pool(fused), present, fused.stats[0]))
-            else:
-                parts[subset].append(_absent(batch, model.dim))
+        parts.append(fuse_subsets(model, tokens, subsets, batch["group_id"]))
     model.train(training)
-    return {subset: _join(embedded) for subset, embedded in parts.items()}, torch.cat(groups)
+    joined = {subset: join_embedded([part[subset] for part in parts]) for subset in subsets}
+    return joined, torch.cat(groups)
+
+
+def fuse_subsets(
+    model: FusionModel,
+    tokens: Mapping[str, Tokens],
+    subsets: Sequence[tuple[str, ...]],
+    group_id: Tensor,
+) -> dict[tuple[str, ...], Embedded]:
+    """Embeds one batch of encoded samples by several subsets of their modalities.
+
+    Args:
+        model: the model, in eval mode.
+        tokens: modality to its tokens; one that no sample has may be missing.
+        subsets: the subsets.
+        group_id: (B,) of the samples.
+    """
+    found = {}
+    for subset in subsets:
+        if not set(subset) <= set(tokens):
+            found[subset] = absent(group_id, model.dim)
+            continue
+        fused = model.fuse({name: tokens[name] for name in subset})
+        present = torch.stack([tokens[name].mask.any(1) for name in subset]).all(0)
+        found[subset] = Embedded(model.pool(fused), present, fused.stats[0])
+    return found
+
+
+def absent(group_id: Tensor, dim: int) -> Embedded:
+    """The embeddings of samples that all lack a subset: zeros.
+
+    Args:
+        group_id: (B,) of the samples.
+        dim: D.
+    """
+    zeros = torch.zeros_like(group_id, dtype=torch.float32)
+    none = zeros.long()
+    stats = SolverStats(none, zeros, zeros == 0, zeros, zeros, none, zeros.unsqueeze(0))
+    return Embedded(zeros.new_zeros(len(zeros), dim), zeros != 0, stats)
+
+
+def join_embedded(parts: Sequence[Embedded]) -> Embedded:
+    """The embeddings of several batches as those of one."""
+    longest = max(len(part.stats.trace) for part in parts)
+    stats = [part.stats._replace(trace=_lengthen(part.stats.trace, longest)) for part in parts]
+    return Embedded(
+        torch.cat([part.rows for part in parts]),
+        torch.cat([part.present for part in parts]),
+        SolverStats(*(torch.cat(columns, dim=-1) for columns in zip(*stats, strict=True))),
+    )
+
+
+def asked(query: Embedded, target: Embedded, groups: Tensor) -> Tensor:
+    """(S,) bool: samples that are queries.
+
+    A query whose group no target carries cannot be answered: it is not one.
+    """
+    return query.present & torch.isin(groups, groups[target.present])
 
 
 def score_directions(
@@ -80,16 +133,14 @@ def score_directions(
     scores = {}
     for direction in directions:
         query, target = embedded[direction.query], embedded[direction.target]
-        # A query whose group no target carries cannot be answered: it is not one.
-        asked = query.present & torch.isin(groups, groups[target.present])
-        if not asked.any():
+        here, there = asked(query, target, groups), target.present
+        if not here.any():
             continue
-        positives = groups[asked][:, None] == groups[target.present][None, :]
-        rows = query.rows[asked], target.rows[target.present]
-        if generator is None:
-            scores[str(direction)] = retrieval_scores(*rows, positives)
-        else:
-            scores[str(direction)] = shuffled_scores(*rows, positives, generator)
+        wanted = groups[here]
+        if generator is not None:
+            wanted = wanted[torch.randperm(len(wanted), generator=generator).to(wanted.device)]
+        ranked = rank_queries(query.rows[here], target.rows[there], wanted, groups[there])
+        scores[str(direction)] = ranked[0].scores
     return scores
 
 
@@ -127,23 +178,6 @@ class LinearBaseline:
 def needed_subsets(directions: Sequence[Direction]) -> list[tuple[str, ...]]:
     """The distinct subsets that the directions ask for, in order."""
     return list(dict.fromkeys(subset for direction in directions for subset in direction))
-
-
-def _absent(batch: Mapping[str, Any], dim: int) -> Embedded:
-    zeros = torch.zeros_like(batch["group_id"], dtype=torch.float32)
-    none = zeros.long()
-    stats = SolverStats(none, zeros, zeros == 0, zeros, zeros, none, zeros.unsqueeze(0))
-    return Embedded(zeros.new_zeros(len(zeros), dim), zeros != 0, stats)
-
-
-def _join(parts: Sequence[Embedded]) -> Embedded:
-    longest = max(len(part.stats.trace) for part in parts)
-    stats = [part.stats._replace(trace=_lengthen(part.stats.trace, longest)) for part in parts]
-    return Embedded(
-        torch.cat([part.rows for part in parts]),
-        torch.cat([part.present for part in parts]),
-        SolverStats(*(torch.cat(columns, dim=-1) for columns in zip(*stats, strict=True))),
-    )
 
 
 def _lengthen(trace: Tensor, length: int) -> Tensor:

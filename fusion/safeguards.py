@@ -1,6 +1,6 @@
 """What stands between the gradients of a contrastive loss and the optimizer."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,9 @@ def clip_apart(module: nn.Module, max_norm: float) -> GradientNorms:
     apart = {id(p): p for loss in losses for p in loss.parameters()}
     towers = [p for p in module.parameters() if id(p) not in apart]
     groups = towers, list(apart.values())
-    return GradientNorms(*(clip_grad_norm_(group, max_norm) for group in groups))
+    norms = (clip_grad_norm_(group, max_norm) for group in groups)
+    # Of weights that are split over ranks, torch gives the norm of all of them in a DTensor.
+    return GradientNorms(*(getattr(norm, "full_tensor", lambda n=norm: n)() for norm in norms))
 
 
 @torch.no_grad()
@@ -55,8 +57,13 @@ def all_finite(module: nn.Module, loss: Tensor) -> bool:
         module: what is trained.
         loss: scalar of this rank.
     """
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    gradients = [_of_this_rank(p.grad) for p in module.parameters() if p.grad is not None]
     finite = torch.stack([value.isfinite().all() for value in (loss, *gradients)]).all().float()
     if count_ranks() > 1:
         dist.all_reduce(finite, dist.ReduceOp.MIN)
     return bool(finite)
+
+
+def _of_this_rank(gradient: Tensor) -> Tensor:
+    """The part that this rank holds, where a tensor is split over ranks."""
+    return cast(Any, gradient).to_local() if hasattr(gradient, "to_local") else gradient

@@ -17,7 +17,7 @@ BLOCKS = (
     *("fusion.accom", "fusion.assim", "fusion.block", "fusion.certificate", "fusion.choice"),
     *("fusion.cider", "fusion.delta", "fusion.diagnostics", "fusion.layers", "fusion.losses"),
     *("fusion.metrics", "fusion.phase", "fusion.projection", "fusion.recursion"),
-    *("fusion.accumulation", "fusion.relations", "fusion.safeguards"),
+    *("fusion.accumulation", "fusion.ranking", "fusion.relations", "fusion.safeguards"),
     *("fusion.solver", "fusion.subsets", "fusion.tokens"),
 )
 # Who may import a package of the first column, beside itself.

@@ -1,4 +1,4 @@
-"""What the quickstart found, as summary.json and report.html."""
+"""What the quickstart found: summary.json, report.html and the scorecard."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from fusion.report import (
     Training,
     write_report,
 )
+from fusion.scorecard import caption_quality, make_scorecard, write_scorecard
 from fusion.tokens import concat, select
 
 VERSIONS = ("assim", "torch", "lightning", "open_clip_torch", "timm", "webdataset", "lancedb")
@@ -49,7 +50,7 @@ LIMITS = (
 def write_findings(
     session: Session, results: Results, captions: Sequence[str], seconds: Mapping[str, float]
 ) -> None:
-    """Writes summary.json and report.html into the run folder.
+    """Writes summary.json, report.html and scorecard.json and .html into the run folder.
 
     Args:
         session: the trained session.
@@ -89,6 +90,9 @@ def write_findings(
         iteration=iteration,
     )
     write_report(session.run / "report.html", content)
+    quality = caption_quality(captions, references)
+    held_out = session.data.val_dataloader()
+    write_scorecard(session.run, make_scorecard(session.model, held_out, session.seed, quality))
 
 
 def _plain(scores: RetrievalScores) -> dict[str, float]:

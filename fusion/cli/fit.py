@@ -44,7 +44,8 @@ def run(verb: str, args: Sequence[str]) -> "LightningCLI":
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     from lightning import LightningDataModule, LightningModule
-    from lightning.pytorch.cli import LightningCLI
+
+    from fusion.cli.training import TrainingCLI
 
     # Imported for their short names: a configuration may say `class_path: ContrastiveTask`.
     for module in ("datamodules.memory", "datamodules.module", "encoders", "fusion.tasks"):
@@ -53,7 +54,7 @@ def run(verb: str, args: Sequence[str]) -> "LightningCLI":
         logging.getLogger(name).setLevel(logging.WARNING)
     before, sys.argv = sys.argv, ["fusion", verb, *args]  # what LightningCLI reads
     try:
-        return LightningCLI(
+        return TrainingCLI(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,

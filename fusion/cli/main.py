@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0, 2 after an error of the user's, 130 when interrupted.
+
+    Raises:
+        SystemExit: with 143 when SIGTERM stopped a run in training, which has saved by then.
     """
     args = sys.argv[1:] if argv is None else list(argv)
     if not args or args[0] in ("-h", "--help"):

@@ -31,7 +31,8 @@ def quickstart(
     Example: fusion quickstart --out runs/quickstart --seed 0
 
     Args:
-        out: run folder: model.ckpt, metrics.jsonl, summary.json, report.html and the index.
+        out: run folder: model.ckpt, metrics.jsonl, summary.json, report.html, scorecard.html
+            and the index.
         seed: of the split by caption, the weights and the order of training.
         cache: folder that keeps the tokens of the frozen towers between runs.
         overwrite: replace a quickstart run that is in the folder already.
@@ -65,7 +66,8 @@ def quickstart(
 
         _write_jsonl(run)
         write_findings(session, results, captions, seconds)
-    print(f'\nReport: {run / "report.html"}\nSearch: fusion search {run} "a red flower"')
+    print(f"\nReport: {run / 'report.html'}\nScorecard: {run / 'scorecard.html'}")
+    print(f'Search: fusion search {run} "a red flower"')
 
 
 def _settings() -> dict[str, Any]:

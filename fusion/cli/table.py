@@ -27,6 +27,9 @@ COMMANDS = {
     "validate": Command("fusion.cli.fit", "validate", "evaluate a checkpoint on held-out data"),
     "test": Command("fusion.cli.fit", "test", "evaluate a checkpoint on test data"),
     "predict": Command("fusion.cli.fit", "predict", "run a checkpoint over data"),
+    "doctor": Command(
+        "fusion.cli.doctor", "doctor", "examine data, model and losses before a long run"
+    ),
     "index": Command("fusion.cli.index", "index", "embed a folder or shards into an index"),
     "search": Command(
         "fusion.cli.search", "search", "find entries by text, picture, sound, or all together"
@@ -41,7 +44,7 @@ COMMANDS = {
         "fusion.cli.bench_data", "bench_data", "time how fast shards are read, stage by stage"
     ),
 }
-TRAINING = frozenset({"fit", "validate", "test", "predict"})
+TRAINING = frozenset({"fit", "validate", "test", "predict", "doctor"})
 """Commands that take Lightning's own arguments."""
 
 

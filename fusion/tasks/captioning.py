@@ -11,10 +11,12 @@ from torch.nn.utils.rnn import pad_sequence
 from encoders.cache import TokenCache
 from fusion.captioner import Captioner
 from fusion.model import FusionModel
-from fusion.optimization import adamw_with_cosine
+from fusion.optimization import AdamWithCosine
 from fusion.prepare import Preparation
 from fusion.tasks.data_wait import DataWait
-from fusion.tasks.saving import without_modules
+from fusion.tasks.finite_steps import FiniteSteps
+from fusion.tasks.preemption import Preemption
+from fusion.tasks.saving import check_finite, without_modules
 from fusion.tasks.step_seed import StepSeed
 from fusion.vocabulary import PAD
 
@@ -74,8 +76,8 @@ class CaptionTask(LightningModule):
         return self.captioner.model.modalities
 
     def configure_callbacks(self) -> list[Callback]:
-        """Steps that resume exactly, and the share of time that waits for data."""
-        return [StepSeed(), DataWait()]
+        """Steps that resume exactly and are finite, the wait for data, saving when told to stop."""
+        return [StepSeed(), FiniteSteps(), DataWait(), Preemption()]
 
     def on_fit_start(self) -> None:
         """Learns the vocabulary from the training captions, unless a checkpoint brought one."""
@@ -113,15 +115,14 @@ class CaptionTask(LightningModule):
         return caption.split(self.hparams["cut_at"])[0] if self.hparams["cut_at"] else caption
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the file loadable with `weights_only=True`; see `without_modules`."""
+        """Refuses weights that are not finite, and keeps the file loadable with `weights_only`."""
+        check_finite(self)
         without_modules(checkpoint)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up and cosine decay over the whole run."""
-        return adamw_with_cosine(
+        return AdamWithCosine(self.hparams["weight_decay"]).make(
             self.captioner.decoder.parameters(),
             self.hparams["lr"],
-            self.hparams["weight_decay"],
-            num_warmup=20,
-            num_steps=int(self.trainer.estimated_stepping_batches),
+            int(self.trainer.estimated_stepping_batches),
         )

@@ -1,9 +1,14 @@
 """What tasks write into checkpoints."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from fusion.losses.exchange.ranks import sum_over_ranks
 
 
 def without_modules(checkpoint: dict[str, Any]) -> None:
@@ -22,3 +27,38 @@ def without_modules(checkpoint: dict[str, Any]) -> None:
         for name, value in settings.items()
         if not isinstance(value, nn.Module) and not is_dataclass(value)
     }
+
+
+@torch.no_grad()
+def check_finite(task: LightningModule) -> None:
+    """Refuses to save weights that are not finite, on all ranks together.
+
+    So a checkpoint of such weights never takes the place of a good one. To be called while a
+    checkpoint is made.
+
+    Args:
+        task: what is about to be saved.
+
+    Raises:
+        ValueError: a parameter is not finite, or a buffer is NaN, on any rank.
+    """
+    bad = {name: ~value.isfinite().all() for name, value in _local(task.named_parameters())}
+    bad |= {name: value.isnan().any() for name, value in _local(task.named_buffers())}
+    if not bad:
+        return
+    flags = torch.stack([flag.to(task.device) for flag in bad.values()])
+    ranks = sum_over_ranks(flags.float())
+    if ranks.any():
+        name = next(name for name, num in zip(bad, ranks.tolist(), strict=True) if num)
+        raise ValueError(
+            f"{name} is not finite after step {task.global_step}, so no checkpoint was written "
+            "and the one before stands; go on from it with a lower learning rate."
+        )
+
+
+def _local(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Those of floating point, of sharded ones the part that this rank holds."""
+    for name, value in named:
+        if value.is_floating_point() or value.is_complex():
+            whole: Any = value
+            yield name, whole.to_local() if hasattr(whole, "to_local") else whole

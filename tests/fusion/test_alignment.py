@@ -123,7 +123,7 @@ def test_a_reference_must_have_the_width_of_the_model(reference):
         align_model(make_model(), [make_batch()], reference)
 
 
-def test_a_reference_must_be_frozen():
+def test_a_reference_must_be_pretrained():
     with pytest.raises(ValueError, match="Cannot align to 'text'"):
         align_model(make_model(text_frozen=False), [make_batch()], "text")
 
@@ -148,6 +148,24 @@ def test_without_steps_alignment_is_the_closed_form():
     model = make_model()
     assert not list(Alignment("text", num_steps=0).fit(model, [make_batch()], torch.tensor(1.0)))
     assert not model.projection("image").mlp[1].shrink.weight.any()
+
+
+def test_a_pretrained_tower_that_trains_is_aligned_by_its_own_tokens_and_goes_on_training():
+    model, batches = make_model(image_frozen=False), [make_batch(), make_batch(70)]
+    encoder = model.encoders["image"]
+    encoder.pretrained = True
+    encoded = []
+    for batch in batches:
+        mask = batch["masks"]["image"]
+        values = encoder(batch["inputs"]["image"], mask).values.detach()
+        encoded.append({**batch, "inputs": {**batch["inputs"], "image": values}})
+    source, target, weight, _ = paired_means(encoded, "image", "text")
+    fitted = ridge_regression(source, target, weight / weight.max(), 0.3)
+    list(Alignment("text", num_steps=2).fit(model, batches, torch.tensor(1.0, requires_grad=True)))
+    torch.testing.assert_close(model.projection("image").linear.weight, fitted.weight)
+    assert encoder.training and all(p.requires_grad for p in encoder.parameters())
+    assert all(p.requires_grad for p in model.projection("image").mlp.parameters())
+    assert not any(p.requires_grad for p in model.projection("text").mlp.parameters())
 
 
 def test_alignment_settings_out_of_range_are_refused():

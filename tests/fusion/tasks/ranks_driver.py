@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 from fusion.alignment import Alignment
 from fusion.losses import InfoNCE
 from fusion.losses.exchange import Alone, Ring
+from fusion.optimization import AdamWithCosine
+from fusion.tasks.pairing import Pairing
 from tests.fusion.tasks.toys import Data, make_batch, make_task, make_trainer
 
 STEPS = 3
@@ -24,6 +26,11 @@ DIRECTIONS = {
     "image->text": 0.7,
     "audio->text": 0.7,
     "image+audio->text": 0.7,
+}
+
+PAIRINGS = {  # the same, on two ranks and on one
+    "parts": Pairing(part_size=4, same_pattern=True),
+    "patterns": Pairing(same_pattern=True),
 }
 
 
@@ -51,6 +58,12 @@ def part(batch: dict[str, Any], rank: int) -> dict[str, Any]:
         "positions": {},
         "group_id": batch["group_id"][rows],
     }
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy in float64, of all ranks if it is split over them."""
+    full = getattr(parameter, "full_tensor", lambda: parameter)
+    return full().detach().double().clone()
 
 
 class Parts(Data):
@@ -93,7 +106,7 @@ class Record(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.losses.append(float(outputs["loss"]))
-        self.weights.append({n: v.detach().double() for n, v in pl_module.named_parameters()})
+        self.weights.append({n: whole(v) for n, v in pl_module.named_parameters()})
 
     def on_train_end(self, trainer, pl_module) -> None:
         record = {
@@ -124,7 +137,8 @@ def run(folder: Path, case: str, ranks: int) -> None:
         loss=InfoNCE(exchange=exchange),
         directions=DIRECTIONS,
         align=align,
-        num_warmup=1,
+        pairing=PAIRINGS.get(case),
+        optimizer=AdamWithCosine(num_warmup=1),
     )
     if case == "unseeded":  # without seed_everything every rank starts at a seed of its own
         task.setup = lambda stage: torch.manual_seed(50 + task.global_rank)
@@ -146,12 +160,13 @@ def run(folder: Path, case: str, ranks: int) -> None:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}
-    for case in ("two", "ring", "alone", "bad", "aligned", "unseeded", "waits"):
+    for case in ("two", "ring", "parts", "alone", "bad", "aligned", "unseeded", "waits"):
         try:
             run(folder, case, ranks=2)
         except Exception as error:
             (folder / f"{case}.txt").write_text(str(error))
-    run(folder, "one", ranks=1)
+    for case in ("one", "patterns"):
+        run(folder, case, ranks=1)
 
 
 if __name__ == "__main__":

@@ -141,3 +141,24 @@ def test_the_model_never_trains(tmp_path):
 @pytest.mark.parametrize(("cut_at", "expected"), [(" : ", "A cat"), ("", "A cat : pets : fur")])
 def test_search_words_are_cut(cut_at, expected, tmp_path):
     assert make_task(tmp_path, cut_at=cut_at).sentence("A cat : pets : fur") == expected
+
+
+def test_a_picture_that_is_not_finite_changes_no_weight_and_is_named(tmp_path):
+    data, task = Data(), make_task(tmp_path)
+    data.batch["keys"] = [f"picture{index}" for index in range(16)]
+    data.batch["inputs"]["image"][3] = torch.nan
+    data.train_dataloader = lambda: DataLoader([data.batch] * 3, batch_size=None)
+    before = {n: p.clone() for n, p in task.captioner.decoder.named_parameters()}
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        default_root_dir=tmp_path,
+    )
+    with pytest.warns(UserWarning, match=r"no weight was changed\. Samples: picture3 \(image\)"):
+        trainer.fit(task, datamodule=data)
+    for name, parameter in task.captioner.decoder.named_parameters():
+        assert parameter.equal(before[name])

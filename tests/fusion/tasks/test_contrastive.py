@@ -6,8 +6,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from fusion.alignment import Alignment
 from fusion.losses import InfoNCE, SigmoidLoss, contrastive_loss
+from fusion.optimization import AdamWithCosine
 from fusion.subsets import Direction, all_directions, parse_direction
 from fusion.tasks import ContrastiveTask
+from fusion.tasks.pairing import learners
 from tests.fusion.tasks.toys import NAMES, Data, Losses, make_batch, make_task, make_trainer
 
 ALIGN = Alignment("text", num_steps=20, batch_size=32)
@@ -56,20 +58,16 @@ def test_noise_in_the_target_leaves_the_query_as_it_is_to_the_bit(direction, tra
     for name in changed:
         noisy["inputs"][name] = torch.randn(32, 2, 8)
 
-    def sides(batch):
+    def sides(batch, direction=parse_direction(direction)):
         torch.manual_seed(0)
-        tokens = task.model.encode(batch, NAMES)
-        return task.sides(parse_direction(direction), tokens, batch["group_id"])
+        return task.pairing(task.model, batch, [direction])[0]
 
     (query, target), (same, other) = sides(batch), sides(noisy)
     assert query.values.equal(same.values) and query.group_id.equal(same.group_id)
     assert not torch.isclose(target.values, other.values).all(1).any()
     if not training:  # the control: a query that holds its target is moved
         leaky = Direction(("image", "text", "audio"), changed)
-        rows = [
-            task.sides(leaky, task.model.encode(b, NAMES), b["group_id"])[0].values
-            for b in (batch, noisy)
-        ]
+        rows = [sides(b, leaky)[0].values for b in (batch, noisy)]
         assert not rows[0].equal(rows[1])
 
 
@@ -80,7 +78,7 @@ def test_a_query_that_holds_its_target_is_learned(tmp_path):
 
 def test_training_lowers_the_loss(tmp_path):
     losses, frozen = Losses(), ("image", "text")
-    task = make_task(tmp_path, frozen, align=ALIGN, lr=1e-2, num_warmup=2)
+    task = make_task(tmp_path, frozen, align=ALIGN, lr=1e-2, optimizer=AdamWithCosine(num_warmup=2))
     tower = {name: value.clone() for name, value in task.model.encoders["image"].named_parameters()}
     trainer = make_trainer(tmp_path, losses)
     trainer.fit(task, datamodule=Data(frozen))
@@ -94,7 +92,9 @@ def test_training_lowers_the_loss(tmp_path):
 
 
 def test_aligned_projections_hold_still_while_the_rest_learns(tmp_path):
-    task = make_task(tmp_path, ("image", "text"), align=ALIGN, lr=1e-2, num_warmup=2)
+    task = make_task(
+        tmp_path, ("image", "text"), align=ALIGN, lr=1e-2, optimizer=AdamWithCosine(num_warmup=2)
+    )
     data, seen = Data(("image", "text")), []
     task.on_train_start = lambda: seen.append({n: v.clone() for n, v in task.state_dict().items()})
     make_trainer(tmp_path).fit(task, datamodule=data)
@@ -255,9 +255,9 @@ def test_pretrained_towers_learn_from_each_other_and_newcomers_come_to_them(tmp_
     """Whether a pretrained tower trains, in full or by adapters, does not make it a newcomer."""
     task = make_task(tmp_path, frozen=["image"])
     task.model.encoders["text"].pretrained = True
-    learning = {str(d): task._learning(d) for d in task.shares}
+    learning = {str(d): learners(task.model, d) for d in task.shares}
     assert task.model.newcomers == ("audio",)
     assert learning["image->text"] == {"image", "text"}
     assert learning["text->audio"] == {"audio"}
     task.model.encoders["text"].pretrained = False
-    assert task._learning(parse_direction("image->text")) == {"text"}
+    assert learners(task.model, parse_direction("image->text")) == {"text"}

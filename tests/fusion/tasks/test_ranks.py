@@ -40,11 +40,13 @@ def difference(one: dict, other: dict, step: int = -1) -> float:
     return max(float((weights[0][n] - weights[1][n]).abs().max()) for n in weights[0])
 
 
-@pytest.mark.parametrize("case", ["two", "ring"])
-def test_two_ranks_train_as_one_process_with_all_samples(found, case):
+@pytest.mark.parametrize(
+    ("case", "alone"), [("two", "one"), ("ring", "one"), ("parts", "patterns")]
+)
+def test_two_ranks_train_as_one_process_with_all_samples(found, case, alone):
     records, said = found
     assert case not in said, said.get(case)
-    (first, second), (whole,) = records[case], records["one"]
+    (first, second), (whole,) = records[case], records[alone]
     assert first["drawn"] == second["drawn"] == whole["drawn"]
     assert {name for drawn in whole["drawn"] for name in drawn} == set(DIRECTIONS)
     for step in range(STEPS):
@@ -62,6 +64,7 @@ def test_the_bar_bites(found):
     records, _ = found
     assert difference(records["alone"][0], records["alone"][1]) == 0
     assert difference(records["alone"][0], records["one"][0]) > 10 * BAR
+    assert difference(records["patterns"][0], records["one"][0]) > 10 * BAR
 
 
 def test_ranks_draw_directions_alike_and_all_else_apart(found):
