@@ -175,7 +175,7 @@ def _without_guards(shards: list[Shard]) -> Iterator[None]:
         "datamodules.module.count_shards": lambda *_: (shards, []),
         "datamodules.reader.find_samples": _walk,
         "datamodules.samples.decode_text": bytes.decode,
-        "datamodules.samples.DECODERS": {"image": _decode},
+        "datamodules.decoding.DECODERS": {"image": _decode},
         "datamodules.ledger.Ledger.record": lambda *_: None,
     }
     with ExitStack() as stack:

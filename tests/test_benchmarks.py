@@ -8,7 +8,6 @@ import torch
 
 from benchmarks import efficiency, loaders, loading
 from benchmarks.ablation import composed, emoji, table, travel
-from benchmarks.ablation.fusions import BUDGET, FUSIONS, build
 from benchmarks.measure import Row
 from benchmarks.media import small_picture, write_shards
 
@@ -85,14 +84,8 @@ def test_every_row_of_travel_names_the_nearest_label_to_its_left() -> None:
     for row, answers in zip(tokens.tolist(), wanted.tolist(), strict=True):
         last = -100
         for token, answer in zip(row, answers, strict=True):
-            last = last if token == travel.BLANK else token
+            last = last if token == travel.LABELS else token
             assert answer == last
-
-
-@pytest.mark.parametrize("name", FUSIONS)
-def test_every_way_of_fusing_has_the_same_number_of_parameters(name) -> None:
-    size = sum(parameter.numel() for parameter in build(name).parameters())
-    assert abs(size - BUDGET) < 0.001 * BUDGET
 
 
 @pytest.mark.parametrize("name", ["concatenation and MLP", "anchored + slots, converged"])
@@ -111,5 +104,5 @@ def test_composed_runs(name, monkeypatch) -> None:
         (concept > 8) & torch.tensor([name in "ab" for name in vendor]),
     )
     found = composed.run(name, 0, "cpu", data, steps=2)
-    runs = [{"task": "composed", "variant": name, "seed": 0, **found}]
+    runs = [{"task": "composed", "variant": name, "seed": 0, "hardware": "a", **found}]
     assert f"| {name} |" in table.table(runs, "composed")

@@ -16,12 +16,13 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.ablation.emoji import PATCH, SIZE, Emoji
-from benchmarks.ablation.fusions import DIM, HEADS, Part, build
+from benchmarks.ablation.fusions import HEADS, SCRATCH, Part, build
 from fusion.losses import contrastive_loss
 from fusion.metrics import retrieval_scores
 
 GRID = SIZE // PATCH
 SEEN = round(0.15 * GRID * GRID)
+DIM = SCRATCH.dim
 BATCH, STEPS, LR, LAYERS = 512, 1000, 1e-3, 4
 EVALUATED = ("fused", "image alone", "words alone", "mean of units")
 
@@ -73,7 +74,7 @@ class Model(nn.Module):
 
     def __init__(self, fusion: str, num_words: int) -> None:
         super().__init__()
-        self.towers, self.fusion = Towers(num_words), build(fusion)
+        self.towers, self.fusion = Towers(num_words), build(fusion, SCRATCH)
 
     def forward(self, image: Part, text: Part) -> tuple[Tensor, Tensor, Tensor]:
         """Unit rows (B, D): both fused, the image alone, the words alone."""
@@ -153,9 +154,9 @@ def run(fusion: str, seed: int, device: str, data: Emoji, steps: int = STEPS) ->
             target = model.target(model.towers.see(pictures[second], every))
             queries = model(part, text)
         scale = model.towers.log_scale.exp().clamp(max=100)
-        loss = sum(contrastive_loss(q.float(), target.float(), scale) for q in queries)
+        losses = [contrastive_loss(q.float(), target.float(), scale) for q in queries]
         optimizer.zero_grad()
-        loss.backward()
+        torch.stack(losses).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

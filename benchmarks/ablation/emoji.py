@@ -61,7 +61,7 @@ def load(shard: Path) -> Emoji:
         concepts.append(meta["concept"])
         vendors.append(meta["vendor"])
         words = " ".join([meta["label"], *meta["tags"]]).lower().replace("-", " ").split()
-        labels[meta["concept"]] = list(dict.fromkeys(words))[:MAX_WORDS]
+        labels[meta["concept"]] = [*map(str, dict.fromkeys(words))][:MAX_WORDS]
     order = {concept: index for index, concept in enumerate(sorted(labels))}
     vocabulary = {w: i + 1 for i, w in enumerate(sorted({w for ws in labels.values() for w in ws}))}
     words = torch.zeros(len(order), MAX_WORDS, dtype=torch.int64)

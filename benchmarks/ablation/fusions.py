@@ -32,8 +32,28 @@ from fusion.assim import (
 from fusion.layers import masked_mean
 from fusion.solver import Unrolled
 
-DIM, HEADS, SLOTS, DEPTH = 192, 4, 8, 2
-BUDGET = 900_000  # parameters
+HEADS, SLOTS = 4, 8
+
+
+class Size(NamedTuple):
+    """What all ways of fusing have in common.
+
+    Attributes:
+        dim: D.
+        num_modalities: parts that they take.
+        depth: layers, or blocks.
+        budget: number of parameters.
+    """
+
+    dim: int
+    num_modalities: int
+    depth: int
+    budget: int
+
+
+SCRATCH = Size(192, 2, 2, 900_000)  # beside towers that train
+FROZEN = Size(128, 2, 1, 120_000)  # on tokens of frozen towers
+THREE = FROZEN._replace(num_modalities=3)
 
 
 class Part(NamedTuple):
@@ -58,9 +78,9 @@ def unit_mean(part: Part) -> Tensor:
 class MeanOfUnits(nn.Module):
     """No fusion: an MLP on each token, and the mean of the modalities' unit embeddings."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, size: Size, hidden: int) -> None:
         super().__init__()
-        self.mlp = _mlp(DIM, hidden, DIM)
+        self.mlp = _mlp(size.dim, hidden, size.dim)
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """Unit rows (B, D)."""
@@ -71,10 +91,10 @@ class MeanOfUnits(nn.Module):
 class ConcatMLP(nn.Module):
     """The pooled modalities side by side, a learned vector for an absent one, through an MLP."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, size: Size, hidden: int) -> None:
         super().__init__()
-        self.absent = nn.Parameter(torch.zeros(2, DIM))
-        self.mlp = _mlp(2 * DIM, hidden, DIM)
+        self.absent = nn.Parameter(torch.zeros(size.num_modalities, size.dim))
+        self.mlp = _mlp(size.num_modalities * size.dim, hidden, size.dim)
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """Unit rows (B, D)."""
@@ -89,9 +109,9 @@ class ConcatMLP(nn.Module):
 class TransformerFusion(nn.Module):
     """Self-attention over the tokens of all modalities."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, size: Size, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_layer(hidden) for _ in range(DEPTH))
+        self.layers = nn.ModuleList(_layer(size.dim, hidden) for _ in range(size.depth))
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """Unit rows (B, D)."""
@@ -105,20 +125,21 @@ class TransformerFusion(nn.Module):
 class LatentFusion(nn.Module):
     """Learned latents that read all tokens, twice (Perceiver: Jaegle et al. 2021, 2103.03206)."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, size: Size, hidden: int) -> None:
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(SLOTS, DIM) * 0.02)
+        self.latents = nn.Parameter(torch.randn(SLOTS, size.dim) * 0.02)
         self.reads = nn.ModuleList(
-            nn.MultiheadAttention(DIM, HEADS, batch_first=True) for _ in range(DEPTH)
+            nn.MultiheadAttention(size.dim, HEADS, batch_first=True) for _ in range(size.depth)
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(DIM) for _ in range(DEPTH))
-        self.mlps = nn.ModuleList(_mlp(DIM, hidden, DIM) for _ in range(DEPTH))
+        self.norms = nn.ModuleList(nn.LayerNorm(size.dim) for _ in range(size.depth))
+        self.norm = nn.LayerNorm(size.dim)
+        self.mlps = nn.ModuleList(_mlp(size.dim, hidden, size.dim) for _ in range(size.depth))
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """Unit rows (B, D)."""
         values = torch.cat([part.values for part in parts], dim=1)
         mask = torch.cat([part.mask for part in parts], dim=1)
-        latents = self.latents.expand(len(mask), -1, -1)
+        values, latents = self.norm(values), self.latents.expand(len(mask), -1, -1)
         for read, norm, mlp in zip(self.reads, self.norms, self.mlps, strict=True):
             latents = (
                 latents
@@ -130,11 +151,18 @@ class LatentFusion(nn.Module):
 
 
 class BlockFusion(nn.Module):
-    """Fusion blocks of the project."""
+    """Fusion blocks of the project, which start as a transformer's layers do, not as the identity.
 
-    def __init__(self, make: Callable[[int], FusionBlock], hidden: int) -> None:
+    Alone a block returns its input at first, so that it cannot harm towers that are aligned; what
+    is inside it then gets no gradient until its output has grown.
+    """
+
+    def __init__(self, make: Callable[[int, int], FusionBlock], size: Size, hidden: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(make(hidden) for _ in range(DEPTH))
+        blocks = [make(size.dim, hidden) for _ in range(size.depth)]
+        for block in blocks:
+            nn.init.normal_(block.out.weight, std=size.dim**-0.5)
+        self.blocks = nn.ModuleList(blocks)
         self.num_iters = 0.0
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
@@ -163,27 +191,30 @@ def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), last)
 
 
-def _layer(hidden: int) -> nn.TransformerEncoderLayer:
+def _layer(dim: int, hidden: int) -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(
-        DIM, HEADS, hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        dim, HEADS, hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )
 
 
-def _blocks(assim: type, accom: type, rounds: int | None = None) -> Callable[[int], nn.Module]:
+Make = Callable[[Size, int], nn.Module]
+
+
+def _blocks(assim: type, accom: type, rounds: int | None = None) -> Make:
     solver = FixedPointSolver(tol=1e-3)
     if rounds is not None:
         solver = FixedPointSolver(0, gradient=Unrolled(rounds))
 
-    def make(hidden: int) -> FusionBlock:
-        return FusionBlock(DIM, HEADS, SLOTS, assim, accom, solver, hidden=hidden)
+    def make(dim: int, hidden: int) -> FusionBlock:
+        return FusionBlock(dim, HEADS, SLOTS, assim, accom, solver, hidden=hidden)
 
     return partial(BlockFusion, make)
 
 
-FUSIONS: Mapping[str, Callable[[int], nn.Module]] = {
+FUSIONS: Mapping[str, Make] = {
     "mean of unit embeddings": MeanOfUnits,
     "concatenation and MLP": ConcatMLP,
-    "transformer, 2 layers": TransformerFusion,
+    "transformer": TransformerFusion,
     "latents (Perceiver)": LatentFusion,
     "anchored + slots, 1 round": _blocks(AnchoredAssim, SlotAccom, 1),
     "anchored + slots, converged": _blocks(AnchoredAssim, SlotAccom),
@@ -194,13 +225,14 @@ FUSIONS: Mapping[str, Callable[[int], nn.Module]] = {
     "phase + responsibilities": _blocks(PhaseAssim, ResponsibilityAccom),
     "literal + mean": _blocks(LiteralAssim, MeanAccom),
     "anchored + mean": _blocks(AnchoredAssim, MeanAccom),
-    "anchored + relational": _blocks(AnchoredAssim, RelationalAccom),
+    "anchored + relational, 1 round": _blocks(AnchoredAssim, RelationalAccom, 1),
+    "anchored + relational, converged": _blocks(AnchoredAssim, RelationalAccom),
     "anchored + delta": _blocks(AnchoredAssim, DeltaAccom),
 }
 
 
-def build(name: str) -> nn.Module:
-    """A fusion whose hidden width brings it to `BUDGET` parameters."""
-    size = [sum(p.numel() for p in FUSIONS[name](hidden).parameters()) for hidden in (64, 128)]
-    hidden = 64 + round((BUDGET - size[0]) * 64 / (size[1] - size[0]))
-    return FUSIONS[name](max(hidden, 16))
+def build(name: str, size: Size) -> nn.Module:
+    """A fusion whose hidden width brings it to `size.budget` parameters."""
+    make = partial(FUSIONS[name], size)
+    few, many = (sum(p.numel() for p in make(hidden).parameters()) for hidden in (64, 128))
+    return make(max(64 + round((size.budget - few) * 64 / (many - few)), 16))

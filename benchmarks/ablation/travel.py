@@ -21,21 +21,23 @@ from fusion.phase import rotate
 from fusion.relations import Earlier, Window
 from fusion.solver import Implicit, Unrolled
 
-LABELS, BLANK, DIM, HEADS = 8, 8, 64, 4
+LABELS, DIM, HEADS = 8, 64, 4
 TRAINED_ON = (32, 0.12)
 TESTED_ON = (TRAINED_ON, (128, 0.12), (128, 0.02), (512, 0.005))
 BATCH, STEPS, LR = 64, 1000, 3e-3
 
 
-def rows(batch: int, length: int, rate: float, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Tokens (B, N), `BLANK` or a label, and what each must name; -100 before the first label."""
+def rows(
+    batch: int, length: int, rate: float, generator: Generator, num_labels: int = LABELS
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B, N), a label or `num_labels`, and what each must name; -100 before the first."""
     device = generator.device
     is_label = torch.rand(batch, length, generator=generator, device=device) < rate
-    label = torch.randint(0, LABELS, (batch, length), generator=generator, device=device)
+    label = torch.randint(0, num_labels, (batch, length), generator=generator, device=device)
     place = torch.arange(length, device=device).expand(batch, length)
     last = torch.where(is_label, place, -1).cummax(1).values
     wanted = torch.where(last >= 0, label.gather(1, last.clamp(min=0)), -100)
-    return torch.where(is_label, label, BLANK), wanted
+    return torch.where(is_label, label, num_labels), wanted
 
 
 class CausalLayer(nn.Module):
