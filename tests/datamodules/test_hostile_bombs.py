@@ -173,8 +173,8 @@ def without_limits(path):
         "audio": lambda data: decode.decode_audio(data, max_seconds=1e9, max_bytes=10**12),
         "text": decode.decode_text,
     }
-    import datamodules.samples
-    datamodules.samples.DECODERS = decode.DECODERS
+    import datamodules.decoding
+    datamodules.decoding.DECODERS = decode.DECODERS
     return read(path)
 
 def with_tarfile(path):

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.decoding import decode_samples
 from datamodules.manifest import check_pack, describe_shard, write_manifest
 from datamodules.reasons import Reason
-from datamodules.samples import Rejected, decode_samples
+from datamodules.samples import Rejected
 from datamodules.shards import read_shards
 from tests.datamodules.hostile import picture, recording, write_tar
 
