@@ -5,7 +5,8 @@
         stamps --shard shards/emoji-all-000000.tar.gz --tokens runs/tokens --out runs/ablation.jsonl
     python -m benchmarks.ablation.table runs/ablation.jsonl
 
-`--part 0/4` runs every fourth run, for four GPUs; `--tiny` only shows that it runs.
+Runs that the file holds already are left out, so one that was cut off goes on. `--part 0/4` runs
+every fourth run, for four GPUs; `--tiny` only shows that it runs.
 """
 
 import argparse
@@ -56,12 +57,14 @@ def main(arguments: list[str] | None = None) -> None:
     if {*args.tasks} - {"travel", "composed"} and args.tokens is None:
         parser.error("the tasks on frozen towers need --tokens, a folder")
     prepared = prepare(args.tasks, args.shard, args.tokens, device, args.tiny)
+    done = finished(args.out)
     runs = [
         (task, variant, seed)
         for task in args.tasks
         for seed in SEEDS
         for variant in VARIANTS.get(task, FUSIONS)
-        if not args.variants or variant in args.variants
+        if (not args.variants or variant in args.variants)
+        and (task, variant, seed) not in done
     ]
     number, count = map(int, args.part.split("/"))
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +75,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(line), flush=True)
         with args.out.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def finished(out: Path) -> set[tuple[str, str, int]]:
+    """Task, variant and seed of the runs in a file."""
+    lines = out.read_text().splitlines() if out.exists() else []
+    return {(run["task"], run["variant"], run["seed"]) for run in map(json.loads, lines)}
 
 
 def prepare(
