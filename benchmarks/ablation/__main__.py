@@ -63,8 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         for task in args.tasks
         for seed in SEEDS
         for variant in VARIANTS.get(task, FUSIONS)
-        if (not args.variants or variant in args.variants)
-        and (task, variant, seed) not in done
+        if (not args.variants or variant in args.variants) and (task, variant, seed) not in done
     ]
     number, count = map(int, args.part.split("/"))
     args.out.parent.mkdir(parents=True, exist_ok=True)
