@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import Any, NamedTuple, final
 
 import torch
@@ -224,12 +225,17 @@ def _as_is(delivery: Any) -> Any:
 
 
 def _outlive(worker: int) -> None:
-    """Has a worker pass over its first SIGTERM, which some schedulers send to all processes.
+    """Has a worker end by its parent's SIGTERM alone.
 
-    The process in training needs it until it has saved; another signal ends it.
+    Some schedulers send one to all processes of a run; the parent needs its workers until it has
+    saved. Where a process cannot tell who sent a signal (macOS) nothing changes.
     """
-    signal.signal(signal.SIGTERM, _end_with_the_next)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of all threads to come, too
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_with_the_next(signum: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)

@@ -1,10 +1,12 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
-from contextlib import suppress
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from datamodules.order import Order
 from datamodules.reasons import Reason
 from datamodules.samples import Rejected
 
+ROOT = Path(__file__).parents[2]
 BAD = {(1, 3), (2, 0)}
 SIZES = (5, 1, 8, 4, 2, 11, 3, 7, 6)
 
@@ -185,29 +188,51 @@ def test_coverage_in_all_cells(num_shards):
         check_coverage(SIZES[:num_shards], workers, world, batch_size)
 
 
-def end_workers(batches) -> None:
-    """One batch, then SIGTERM to all workers; after it each fetches on."""
-    next(batches)
-    for worker in multiprocessing.active_children():
-        os.kill(worker.pid, signal.SIGTERM)
-    time.sleep(0.2)
+STOPPED = """
+import multiprocessing, os, signal, subprocess, sys, time
+from tests.datamodules.test_loader import Numbers, loader
+
+if __name__ == "__main__":
+    remaining = iter(loader(num_workers=2, fetch=Numbers(seconds=0.05)))
+    next(remaining)
+    if sys.argv[1] == "to the end":
+        for worker in multiprocessing.active_children():
+            subprocess.run(["kill", str(worker.pid)], check=True)  # somebody else's signal
+        time.sleep(0.5)
+        print(len(list(remaining)))
+"""
 
 
-def test_workers_outlive_the_signal_to_stop_that_all_processes_of_a_run_get():
-    it = loader(num_workers=2, fetch=Numbers(seconds=0.05))
-    remaining = iter(it)
-    end_workers(remaining)
-    assert len(list(remaining)) == 5
-    worker = multiprocessing.active_children()[0]
-    with suppress(RuntimeError):  # torch may say so at once
-        os.kill(worker.pid, signal.SIGTERM)  # a second one ends it
-        worker.join(5)
-    assert not worker.is_alive()
+def stopped(tmp_path, how: str) -> subprocess.CompletedProcess:
+    """A process whose workers are told to stop by another one and that goes on; or that just ends."""
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED)
+    return subprocess.run(
+        [sys.executable, script, how],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_workers_outlive_a_signal_to_stop_that_is_not_their_parents(tmp_path):
+    done = stopped(tmp_path, "to the end")
+    assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
+
+
+def test_a_process_that_ends_within_an_epoch_ends_its_workers(tmp_path):
+    began = time.perf_counter()
+    assert stopped(tmp_path, "at once").returncode == 0
+    assert time.perf_counter() - began < 30
 
 
 def test_without_that_the_run_fails(monkeypatch):
     monkeypatch.setattr("datamodules.loader._outlive", None)
     remaining = iter(loader(num_workers=2, fetch=Numbers(seconds=0.05)))
     with pytest.raises(RuntimeError, match="worker"):
-        end_workers(remaining)
+        next(remaining)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGTERM)
+        time.sleep(0.2)
         list(remaining)
