@@ -204,7 +204,7 @@ if __name__ == "__main__":
 
 
 def stopped(tmp_path, how: str) -> subprocess.CompletedProcess:
-    """A process whose workers are told to stop by another one and that goes on; or that just ends."""
+    """A process whose workers are told to stop by another one; or one that just ends."""
     script = tmp_path / "stopped.py"
     script.write_text(STOPPED)
     return subprocess.run(
