@@ -69,10 +69,7 @@ def curves_figure(
     """
 
     def paint(axes: "Axes") -> None:
-        for index, (label, (places, recalls)) in enumerate(curves.items()):
-            color, shape = PALETTE[index % len(PALETTE)], _SHAPES[index % len(_SHAPES)]
-            percent = [100 * recall for recall in recalls]
-            axes.plot(places, percent, color=color, marker=shape, markersize=4, label=label)
+        _plot(axes, curves)
         axes.axhline(100 * chance, color=INK, linestyle=":", linewidth=1.2, label="chance")
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_ylim(bottom=0)
@@ -114,10 +111,7 @@ def rounds_figure(curves: Mapping[str, Curve]) -> Drawing:
     """
 
     def paint(axes: "Axes") -> None:
-        for index, (label, (rounds, recalls)) in enumerate(curves.items()):
-            color, shape = PALETTE[index % len(PALETTE)], _SHAPES[index % len(_SHAPES)]
-            percent = [100 * recall for recall in recalls]
-            axes.plot(rounds, percent, color=color, marker=shape, markersize=4, label=label)
+        _plot(axes, curves)
         axes.set(xlabel="rounds until the stop", ylabel="recall at 1 (%)")
         axes.set_ylim(bottom=0)
         count_in_integers(axes.xaxis)
@@ -130,3 +124,11 @@ def _size(curves: Mapping[str, Curve]) -> tuple[float, float]:
     """Width and height that leave room for the names above."""
     wide = max(map(len, curves), default=0) > _LONG
     return SIZE[0] + 0.8 * wide, SIZE[1] + 0.12 * len(curves)
+
+
+def _plot(axes: "Axes", curves: Mapping[str, Curve]) -> None:
+    """Recall in % over places, a colour and a mark for each curve."""
+    for index, (label, (places, recalls)) in enumerate(curves.items()):
+        color, shape = PALETTE[index % len(PALETTE)], _SHAPES[index % len(_SHAPES)]
+        percent = [100 * recall for recall in recalls]
+        axes.plot(places, percent, color=color, marker=shape, markersize=4, label=label)

@@ -43,7 +43,7 @@ class ContrastiveTask(LightningModule):
             is `InfoNCE` at its defaults.
         directions: direction, such as "image+audio->text", to the share of steps that train it;
             None trains every direction of single modalities and of pairs at every step.
-        align: how frozen encoders are brought together before the first step; None is a random
+        align: how pretrained encoders are brought together before the first step; None is a random
             start of all projections.
         lr: highest learning rate.
         pairing: how a batch becomes queries and targets: in parts, with modalities hidden; None is
@@ -121,7 +121,7 @@ class ContrastiveTask(LightningModule):
             average_gradients(self.loss)
 
     def on_fit_start(self) -> None:
-        """Aligns the frozen encoders, unless a checkpoint was loaded.
+        """Aligns the pretrained encoders, unless a checkpoint was loaded.
 
         Raises:
             ValueError: the data module does not have all training samples at hand, or the strategy
