@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from encoders.base import Encoder
+from fusion.block import FusionBlock
 from fusion.losses import contrastive_loss
 from fusion.model import Batch, FusionModel
 from fusion.optimization import AdamWithCosine
@@ -78,10 +79,11 @@ def align_model(
     """Starts the projections of pretrained encoders at the linear alignment with one of them.
 
     The latent space becomes the (centred) token space of the reference encoder; every other
-    pretrained encoder starts at the ridge regression onto it. Newcomers are left alone.
+    pretrained encoder starts at the ridge regression onto it, and the blocks as the identity, so
+    that the model is this regression at first. Newcomers are left alone.
 
     Args:
-        model: its projections are changed.
+        model: its projections and blocks are changed.
         batches: training batches with tokens of the pretrained encoders, and `weight` (B,).
         reference: modality whose encoder has the width of the model and is pretrained.
         strength: of the ridge penalty, relative to the largest sample weight.
@@ -102,6 +104,8 @@ def align_model(
         fitted = ridge_regression(*pairs[:2], pairs.weight / pairs.weight.max(), strength)
         model.projection(name).align(fitted.weight, fitted.source_mean)
         model.projection(reference).align(eye, fitted.target_mean)
+    for block in model.blocks:
+        cast(FusionBlock, block).start_as_identity()
 
 
 class Pairs(NamedTuple):

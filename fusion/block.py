@@ -43,9 +43,9 @@ class FusionBlock(nn.Module):
     """Norm, anchors, choose, solve, projection, residual, MLP.
 
     The block maps x to `evaluate(choose(x), x)`: weights and strengths are chosen once, then a
-    map with constant parameters is iterated to its fixed point. Both residual branches start at
-    zero, so a new block returns its input, beside the context and the statistics of the real
-    iteration.
+    map with constant parameters is iterated to its fixed point. What is added to a token is read
+    from its latent and from what it sees of the context: a latent alone is bound to its anchor,
+    which the token knows already.
 
     Args:
         dim: D, a multiple of twice `num_heads` (channels are complex).
@@ -88,10 +88,17 @@ class FusionBlock(nn.Module):
         self.gain = nn.Parameter(torch.ones(num_heads))
         self.assim = assim(dim_head, num_heads)
         self.accom = accom(dim_head, num_heads, num_slots)
-        self.out = nn.Linear(inner, dim, bias=False)
-        nn.init.zeros_(self.out.weight)
+        self.out = nn.Linear(2 * inner, dim, bias=False)
+        nn.init.normal_(self.out.weight, std=dim**-0.5)
         self.mlp_norm = nn.RMSNorm(dim, eps=EPS)
         self.mlp = MLP(dim, hidden or 4 * dim)
+
+    def start_as_identity(self) -> None:
+        """Makes the block return its input until training changes that, whatever the iteration
+        finds: so it cannot harm tokens that are good already."""
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.mlp.shrink.weight)
+        nn.init.zeros_(self.mlp.shrink.bias)
 
     def forward(
         self,
@@ -163,10 +170,11 @@ class FusionBlock(nn.Module):
             state, stats = self.solver(choice.step, start, real, choice.q, coarse)
             latents, slots = choice.read_out(state)
             context = _merge(slots) @ self.anchor.weight
+            found = torch.cat([latents, choice.seen(latents, slots)], dim=1)
             if choice.position is not None:
-                latents = rotate(latents, choice.position, sign=-1)
+                found = rotate(found, choice.position, sign=-1)
         refined = self._clean(values, choice.mask)
-        refined = refined + self.out(_merge(latents)).to(refined.dtype)
+        refined = refined + self.out(_merge(found)).to(refined.dtype)
         refined = refined + self.mlp(self.mlp_norm(refined)).to(refined.dtype)
         refined = torch.where(choice.mask.unsqueeze(-1), refined.to(values.dtype), values)
         return FusionOutput(refined, context, stats, slots)

@@ -9,18 +9,40 @@ import math
 import torch
 from torch import Tensor
 
+_SQUARINGS = 9
+
 
 def spectral_norm_bound(matrix: Tensor) -> Tensor:
-    """Largest factor by which each matrix can stretch a vector: its exact 2-norm.
+    """Bound of the largest factor by which each matrix can stretch a vector, its 2-norm.
+
+    With P = (A^T A)^(2^k), |A|_2 <= |P|_F ^ (1 / 2^(k+1)) <= n^(1 / 2^(k+2)) |A|_2 (Gelfand's
+    formula; at most 0.3 % above for n = 512 with k = 9). Products alone: no decomposition, which
+    takes milliseconds and waits for the host on a GPU.
 
     Args:
         matrix: (..., n, n).
 
     Returns:
-        (...) norms, in float32 or better; differentiable.
+        (...) bounds, in float32 or better; differentiable. The norm itself up to rounding where
+        one direction stands out.
     """
-    precise = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-    return torch.linalg.matrix_norm(precise, ord=2)
+    matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    size = _frobenius(matrix)
+    log, matrix = size.log(), matrix / size
+    power = matrix.mT @ matrix
+    for k in range(_SQUARINGS):
+        size = _frobenius(power)
+        log = log + size.log() / 2 ** (k + 1)
+        power = power / size
+        power = power @ power
+    log = log + _frobenius(power).log() / 2 ** (_SQUARINGS + 1)
+    return log.exp()[..., 0, 0]
+
+
+def _frobenius(matrix: Tensor) -> Tensor:
+    """(..., 1, 1), never 0."""
+    norm = torch.linalg.matrix_norm(matrix, keepdim=True)
+    return norm.clamp(min=torch.finfo(matrix.dtype).tiny)
 
 
 def error_bound(q: Tensor, residual: Tensor) -> Tensor:

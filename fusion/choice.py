@@ -103,6 +103,10 @@ class Choice:
         parts = self._parts(state)
         return self._round(*parts) if self.memoryless else parts
 
+    def seen(self, latents: Tensor, context: Tensor) -> Tensor:
+        """What each token reads (B, H, N, d) of the context (B, H, K, d) beside its latents."""
+        return self.mixing.weigh(latents, context).read(context)
+
     def to(self, dtype: torch.dtype) -> "Choice":
         """The same choice with all its numbers in another floating dtype."""
         return _cast(self, dtype)

@@ -63,11 +63,13 @@ def main(arguments: list[str] | None = None) -> None:
         for task in args.tasks
         for seed in SEEDS
         for variant in VARIANTS.get(task, FUSIONS)
-        if (not args.variants or variant in args.variants) and (task, variant, seed) not in done
+        if not args.variants or variant in args.variants
     ]
     number, count = map(int, args.part.split("/"))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for task, variant, seed in runs[number::count]:
+    for task, variant, seed in runs[number::count]:  # the same parts however much is done
+        if (task, variant, seed) in done:
+            continue
         found = prepared[task](variant, seed)
         line: dict[str, Any] = {"task": task, "variant": variant, "seed": seed}
         line |= {"hardware": machine(task, device), **found}
@@ -99,8 +101,9 @@ def prepare(
     if {*tasks} & {"film", *DRAWN}:
         drawn = drawings.load(shard, tokens)
         runs["film"] = partial(film.run, data=drawn, steps=steps(film))
-        for name, module in DRAWN.items():
-            runs[name] = partial(retrieval.run, task=module.task(drawn, steps(module)))
+        for name in {*tasks} & {*DRAWN}:
+            task = DRAWN[name].task(drawn, steps(DRAWN[name]))
+            runs[name] = partial(retrieval.run, task=task)
     if "stamps" in tasks:
         task = stamps.task(stamps.SHARD, tokens, steps(stamps))
         runs["stamps"] = partial(retrieval.run, task=task)

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.ablation.costs import count_flops
 from benchmarks.ablation.emoji import PATCH, SIZE, Emoji
 from benchmarks.ablation.fusions import HEADS, SCRATCH, Part, build
 from fusion.losses import contrastive_loss
@@ -175,6 +176,8 @@ def run(fusion: str, seed: int, device: str, data: Emoji, steps: int = STEPS) ->
     }
     for name, (queries, targets) in sets.items():
         found[name] = evaluate(model.eval(), data, queries, targets, device)
+    with torch.no_grad():
+        found["mflop"] = count_flops(model.fusion, [part, text]) / 1e6
     return found
 
 

@@ -32,7 +32,7 @@ from fusion.assim import (
 from fusion.layers import masked_mean
 from fusion.solver import Unrolled
 
-HEADS, SLOTS = 4, 8
+HEADS, HEAD_WIDTH, SLOTS = 4, 48, 8
 
 
 class Size(NamedTuple):
@@ -43,16 +43,19 @@ class Size(NamedTuple):
         num_modalities: parts that they take.
         depth: layers, or blocks.
         budget: number of parameters.
+        light: share of them with which a block takes no more FLOPs than the transformer: it takes
+            more for a weight.
     """
 
     dim: int
     num_modalities: int
     depth: int
     budget: int
+    light: float
 
 
-SCRATCH = Size(192, 2, 2, 900_000)  # beside towers that train
-FROZEN = Size(128, 2, 1, 120_000)  # on tokens of frozen towers
+SCRATCH = Size(192, 2, 2, 900_000, 0.9)  # beside towers that train
+FROZEN = Size(128, 2, 1, 120_000, 0.7)  # on tokens of frozen towers
 THREE = FROZEN._replace(num_modalities=3)
 
 
@@ -151,29 +154,24 @@ class LatentFusion(nn.Module):
 
 
 class BlockFusion(nn.Module):
-    """Fusion blocks of the project, which start as a transformer's layers do, not as the identity.
+    """Fusion blocks of the project.
 
-    Alone a block returns its input at first, so that it cannot harm towers that are aligned; what
-    is inside it then gets no gradient until its output has grown.
+    They are not told positions: all ways of fusing know places by what is added to the tokens.
     """
 
     def __init__(self, make: Callable[[int, int], FusionBlock], size: Size, hidden: int) -> None:
         super().__init__()
-        blocks = [make(size.dim, hidden) for _ in range(size.depth)]
-        for block in blocks:
-            nn.init.normal_(block.out.weight, std=size.dim**-0.5)
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(make(size.dim, hidden) for _ in range(size.depth))
         self.num_iters = 0.0
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """Unit rows (B, D)."""
         values = torch.cat([part.values for part in parts], dim=1)
         mask = torch.cat([part.mask for part in parts], dim=1)
-        position = torch.cat([part.position for part in parts], dim=1)
         kinds = [torch.full(part.mask.shape[1:], i) for i, part in enumerate(parts)]
         modality = torch.cat(kinds).to(mask.device)
         for block in self.blocks:
-            values, _, stats, _ = block(values, mask, position, modality)
+            values, _, stats, _ = block(values, mask, modality=modality)
         self.num_iters = float(stats.num_iters.float().mean())
         return _votes(values, parts)
 
@@ -206,7 +204,7 @@ def _blocks(assim: type, accom: type, rounds: int | None = None) -> Make:
         solver = FixedPointSolver(0, gradient=Unrolled(rounds))
 
     def make(dim: int, hidden: int) -> FusionBlock:
-        return FusionBlock(dim, HEADS, SLOTS, assim, accom, solver, hidden=hidden)
+        return FusionBlock(dim, HEADS, SLOTS, assim, accom, solver, HEAD_WIDTH, hidden)
 
     return partial(BlockFusion, make)
 
@@ -218,7 +216,9 @@ FUSIONS: Mapping[str, Make] = {
     "latents (Perceiver)": LatentFusion,
     "anchored + slots, 1 round": _blocks(AnchoredAssim, SlotAccom, 1),
     "anchored + slots, converged": _blocks(AnchoredAssim, SlotAccom),
-    "gated + slots": _blocks(GatedAssim, SlotAccom),
+    "gated + slots, 1 round": _blocks(GatedAssim, SlotAccom, 1),
+    "gated + slots, 1 round, lighter": _blocks(GatedAssim, SlotAccom, 1),
+    "gated + slots, converged": _blocks(GatedAssim, SlotAccom),
     "choice + slots": _blocks(ChoiceAssim, SlotAccom),
     "proximal + slots": _blocks(ProximalAssim, SlotAccom),
     "proximal + responsibilities": _blocks(ProximalAssim, ResponsibilityAccom),
@@ -227,12 +227,16 @@ FUSIONS: Mapping[str, Make] = {
     "anchored + mean": _blocks(AnchoredAssim, MeanAccom),
     "anchored + relational, 1 round": _blocks(AnchoredAssim, RelationalAccom, 1),
     "anchored + relational, converged": _blocks(AnchoredAssim, RelationalAccom),
+    "gated + relational, 1 round": _blocks(GatedAssim, RelationalAccom, 1),
+    "gated + relational, converged": _blocks(GatedAssim, RelationalAccom),
     "anchored + delta": _blocks(AnchoredAssim, DeltaAccom),
 }
+LIGHT = ("gated + slots, 1 round, lighter",)
 
 
 def build(name: str, size: Size) -> nn.Module:
-    """A fusion whose hidden width brings it to `size.budget` parameters."""
+    """A fusion whose hidden width brings it to its share of `size.budget` parameters."""
     make = partial(FUSIONS[name], size)
+    budget = size.budget * (size.light if name in LIGHT else 1)
     few, many = (sum(p.numel() for p in make(hidden).parameters()) for hidden in (64, 128))
-    return make(max(64 + round((size.budget - few) * 64 / (many - few)), 16))
+    return make(max(64 + round((budget - few) * 64 / (many - few)), 16))

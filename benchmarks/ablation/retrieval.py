@@ -14,16 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.ablation.costs import count_flops
 from benchmarks.ablation.fusions import Part, Size, build
 from fusion.losses import contrastive_loss
 from fusion.metrics import retrieval_scores
 
-LR, UNIT_LR = 3e-3, 3e-2  # the second for matrices whose entries start near 1
+LR = 3e-3
 PLACE = 0.044  # deviation of the vectors of places, beside unit tokens
-LONGEST, PRICED = 64, 32  # tokens of a modality, samples whose cost is counted
+LONGEST, PRICED = 64, 256  # tokens of a modality, samples whose cost is counted
 
 
 class Batch(NamedTuple):
@@ -100,9 +99,8 @@ def run(fusion: str, seed: int, task: Task) -> dict[str, Any]:
     """Trains and tests; the draws are the same for every way of fusing."""
     torch.manual_seed(seed)
     model, generator = Model(fusion, task.size), Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(rates(model), weight_decay=0.05)
-    highest = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=task.steps)
+    optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=task.steps)
     parts, began, warm = list(task.parts), time.process_time(), min(5, task.steps - 1)
     for step in range(task.steps):
         if step == warm:
@@ -123,26 +121,11 @@ def run(fusion: str, seed: int, task: Task) -> dict[str, Any]:
     }
     for name, test in task.tests.items():
         found[name] = evaluate(model.eval(), test, task.parts)
-    first = next(iter(task.tests.values()))
-    found["mflop"] = count_flops(model, first) / 1e6
     found["num_iters"] = getattr(model.fusion, "num_iters", 0.0)
+    first = next(iter(task.tests.values()))
+    some = torch.arange(min(PRICED, len(first.wanted)))
+    found["mflop"] = count_flops(model, [take(part, some) for part in first.query]) / 1e6
     return found
-
-
-def rates(model: nn.Module) -> list[dict[str, Any]]:
-    """Groups of parameters: what starts ten times as large moves ten times as far.
-
-    Adam's steps do not depend on the size of a weight, so the queries of an Accom, which start
-    near 1, would hardly turn at the rate that suits a linear map.
-    """
-    weights = list(model.parameters())
-    unit = [p.dim() > 1 and float(p.detach().square().mean()) > 0.5 for p in weights]
-    groups = [[p for p, is_unit in zip(weights, unit, strict=True) if is_unit == u] for u in (0, 1)]
-    return [
-        {"params": group, "lr": lr}
-        for group, lr in zip(groups, (LR, UNIT_LR), strict=True)
-        if group
-    ]
 
 
 @torch.no_grad()
@@ -154,14 +137,3 @@ def evaluate(model: Model, test: Batch, parts: Mapping[int, str]) -> dict[str, f
     rows["mean of units"] = F.normalize(torch.stack([*alone.values()]).sum(0), dim=-1)
     target, right = model(test.target), test.wanted[:, None] == test.found
     return {name: retrieval_scores(row, target, right).recall_at_1 for name, row in rows.items()}
-
-
-@torch.no_grad()
-def count_flops(model: Model, batch: Batch) -> float:
-    """Operations of products, forward, for one fused query; the model does not train on."""
-    index = torch.arange(min(PRICED, len(batch.wanted)))
-    model.requires_grad_(False)  # the counter fails on views of what trains
-    model.train()  # in eval mode torch fuses a layer into one operation that is not counted
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model([take(part, index) for part in batch.query])
-    return counter.get_total_flops() / len(index)

@@ -112,6 +112,7 @@ class ContrastiveTask(LightningModule):
     def configure_model(self) -> None:
         """Splits the model over ranks, where the strategy has a mesh of them."""
         if self.device_mesh is not None and not is_sharded(self.model):
+            self.to(self.trainer.strategy.root_device)  # NCCL sends nothing that is on the CPU
             share_weights(self)
             shard(self.model, self.device_mesh[MESH])
 

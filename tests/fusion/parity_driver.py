@@ -1,6 +1,7 @@
 """Gradients of contrastive training on 1, 2 and 3 processes, against one big batch on one.
 
-`python -m tests.fusion.parity_driver FILE W...` writes {case: largest deviation}; the tests judge.
+`python -m tests.fusion.parity_driver FILE DEVICE W...` writes {case: largest deviation}; the tests
+judge. DEVICE is cpu (gloo) or cuda (NCCL, a GPU for each process).
 Torch is imported once and forked for each rank. The towers drop units out, share one image tower
 between two directions, and are averaged over ranks by DistributedDataParallel, all in float64.
 """
@@ -21,15 +22,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fusion import accumulation
 from fusion.safeguards import all_finite
-from tests.fusion.parity_cases import Case, System, cases, join, make_parts
+from tests.fusion.parity_cases import Case, Part, System, cases, join, make_parts
 
 
 @cache
-def expected(case: Case) -> dict[str, Tensor]:
+def expected(case: Case, device: torch.device) -> dict[str, Tensor]:
     """Gradients of one process with the parts of all ranks, and the loss."""
-    system = System(case)
+    system = System(case).to(device)
     made = []
-    for rank, parts in enumerate(make_parts(case)):
+    for rank in range(case.ranks):
+        parts = parts_of(case, rank, device)
         torch.manual_seed(100 + rank)
         made += [system.embed(part) for part in parts]
     loss = system.total(join(made), system.dense_loss)
@@ -37,11 +39,11 @@ def expected(case: Case) -> dict[str, Tensor]:
     return gradients(system) | {"loss": loss.detach()}
 
 
-def found(case: Case, rank: int) -> dict[str, Tensor]:
+def found(case: Case, rank: int, device: torch.device) -> dict[str, Tensor]:
     """The same of one of several ranks."""
-    system = System(case)
+    system = System(case).to(device)
     step = system if case.ranks == 1 else DistributedDataParallel(system)
-    parts = make_parts(case)[rank]
+    parts = parts_of(case, rank, device)
     torch.manual_seed(100 + rank)
     loss = step(parts)
     keep = accumulation._generators
@@ -55,6 +57,10 @@ def found(case: Case, rank: int) -> dict[str, Tensor]:
     return gradients(system) | {"loss": mean / case.ranks}
 
 
+def parts_of(case: Case, rank: int, device: torch.device) -> list[Part]:
+    return [{n: x.to(device) for n, x in part.items()} for part in make_parts(case)[rank]]
+
+
 def gradients(system: System) -> dict[str, Tensor]:
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad
@@ -62,36 +68,43 @@ def gradients(system: System) -> dict[str, Tensor]:
     }
 
 
-def deviations(ranks: int, rank: int) -> dict[str, float]:
+def deviations(ranks: int, rank: int, device: torch.device) -> dict[str, float]:
     """The largest difference of each case from what is expected, over parameters and loss."""
     result = {}
     for case in cases(ranks):
-        wanted, got = expected(case._replace(method="plain")), found(case, rank)
+        wanted = expected(case._replace(method="plain"), device)
+        got = found(case, rank, device)
         worst = [(got[name] - wanted[name]).abs().max() for name in wanted]
         result[str(case)] = float(torch.stack(worst).nan_to_num(nan=torch.inf).max())
     return result
 
 
-def answers(ranks: int, rank: int) -> dict[str, float]:
+def answers(ranks: int, rank: int, device: torch.device) -> dict[str, float]:
     """1 where `all_finite` says yes: to good gradients, and to a bad one on the last rank."""
-    tower, result = nn.Linear(2, 2), {}
+    tower, result = nn.Linear(2, 2, device=device), {}
     for name, value in (("good", 1.0), ("bad", torch.nan if rank == ranks - 1 else 1.0)):
-        tower.bias.grad = torch.full((2,), value)
-        result[f"{name} gradients | {ranks}"] = float(all_finite(tower, torch.tensor(1.0)))
+        tower.bias.grad = torch.full_like(tower.bias, value)
+        result[f"{name} gradients | {ranks}"] = float(
+            all_finite(tower, torch.tensor(1.0, device=device))
+        )
     return result
 
 
-def run_rank(ranks: int, rank: int, folder: Path) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+def run_rank(ranks: int, rank: int, folder: Path, kind: str) -> None:
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    device, backend = torch.device(kind), "gloo"
+    if kind == "cuda":
+        device, backend = torch.device(kind, rank), "nccl"
+        torch.cuda.set_device(device)
     store = f"file://{folder}/store{ranks}"
-    dist.init_process_group("gloo", store, world_size=ranks, rank=rank)
+    dist.init_process_group(backend, store, world_size=ranks, rank=rank)
     (folder / f"{ranks}-{rank}.json").write_text(
-        json.dumps(deviations(ranks, rank) | answers(ranks, rank))
+        json.dumps(deviations(ranks, rank, device) | answers(ranks, rank, device))
     )
     dist.destroy_process_group()
 
 
-def main(path: Path, ranks: Sequence[int]) -> None:
+def main(path: Path, kind: str, ranks: Sequence[int]) -> None:
     torch.set_num_threads(1)
     result: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +113,7 @@ def main(path: Path, ranks: Sequence[int]) -> None:
             for rank in range(count):
                 child = os.fork()
                 if not child:
-                    run_rank(count, rank, Path(folder))
+                    run_rank(count, rank, Path(folder), kind)
                     os._exit(0)
                 children.append(child)
             failed = [child for child in children if os.waitpid(child, 0)[1]]
@@ -115,4 +128,4 @@ def main(path: Path, ranks: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(count) for count in sys.argv[2:]])
+    main(Path(sys.argv[1]), sys.argv[2], [int(count) for count in sys.argv[3:]])

@@ -109,6 +109,19 @@ def test_align_model():
     torch.testing.assert_close(model.projection("text").center, fitted.target_mean)
 
 
+def test_an_aligned_model_is_the_regression_until_it_trains():
+    model, batch = make_model(), make_batch()
+    batch["positions"] = {name: torch.zeros(*m.shape, 3) for name, m in batch["masks"].items()}
+
+    def distance() -> torch.Tensor:
+        tokens = model.encode(batch, ["image"])["image"]
+        return (model.fuse({"image": tokens}).tokens.values - tokens.values).abs().max()
+
+    assert distance() > 0.1  # a new block moves tokens
+    align_model(model, [batch], "text")
+    assert distance() == 0
+
+
 def test_encoders_that_train_are_left_alone():
     model = make_model(image_frozen=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fusion
 from fusion import AnchoredAssim, FixedPointSolver, FusionBlock
+from fusion.accom import MeanAccom
 from fusion.phase import rotate
 
 DIM = 32
@@ -77,9 +78,10 @@ def test_no_position_is_position_zero_and_positions_matter() -> None:
 
 
 def test_tokens_leave_in_the_frame_they_came_in() -> None:
-    """Without coupling the latents are the anchors, and the rotation is undone."""
-    block = make_block(assim=partial(AnchoredAssim, kappa=1e-9)).double()
+    """At one place for all of them, the rotation of latents and of what they read is undone."""
+    block = make_block(assim=partial(AnchoredAssim, kappa=1e-9), accom=MeanAccom).double()
     values, mask, position = make_input()
+    position = position[:, :1].expand_as(position)
     choice = block.choose(values.double(), mask, position)
     straight = block.choose(values.double(), mask)
     back = rotate(choice.anchors, position, sign=-1)
@@ -252,3 +254,16 @@ def test_slots_that_are_not_finite_start_anew_and_other_shapes_are_refused() -> 
     assert torch.equal(warm.values[1], cold.values[1])
     with pytest.raises(ValueError, match="to start from; give"):
         block(values, mask, position, slots=slots[:, :, :1])
+
+
+def test_a_block_adds_what_its_tokens_read_of_the_context() -> None:
+    """Not the latents alone: where they are tied to their anchors, the context still arrives."""
+    block = make_block(assim=partial(AnchoredAssim, kappa=1e-9)).double()
+    values, mask, _ = make_input()
+    moved = values.clone()
+    moved[:, 0] += torch.randn(len(values), DIM)
+    first, second = (block(v.double(), mask).values[:, 1:] for v in (values, moved))
+    assert ((first - second).abs().amax(dim=2) > 1e-3)[mask[:, 1:]].all()
+    nn.init.zeros_(block.out.weight[:, DIM:].data)  # the control: nothing is read of the context
+    first, second = (block(v.double(), mask).values[:, 1:] for v in (values, moved))
+    assert (first - second).abs().max() < 1e-6

@@ -16,9 +16,10 @@ ROOT = Path(__file__).parents[2]
 BAR = 1e-10
 
 
-def measure(folder: Path, *ranks: int) -> dict[str, float]:
+def measure(folder: Path, *ranks: int, device: str = "cpu") -> dict[str, float]:
     path = folder / "deviations.json"
-    command = [sys.executable, "-m", "tests.fusion.parity_driver", str(path), *map(str, ranks)]
+    arguments = [str(path), device, *map(str, ranks)]
+    command = [sys.executable, "-m", "tests.fusion.parity_driver", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=540)
     return json.loads(path.read_text())

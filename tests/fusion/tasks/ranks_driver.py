@@ -1,7 +1,8 @@
-"""The contrastive task on two gloo ranks and on one process with the rows of both.
+"""The contrastive task on two ranks and on one process with the rows of both, in float64.
 
-`python -m tests.fusion.tasks.ranks_driver FOLDER` leaves FOLDER/CASE-RANK.pt, which
-`test_ranks.py` judges.
+`python -m tests.fusion.tasks.ranks_driver FOLDER DEVICE`, which Lightning starts a second time for
+the second rank, leaves FOLDER/CASE-RANK.pt, or what went wrong in FOLDER/CASE.txt, which
+`test_ranks.py` judges. DEVICE is cpu (gloo) or gpu (NCCL).
 """
 
 import os
@@ -43,8 +44,12 @@ def whole_batches() -> list[dict[str, Any]]:
         batch["masks"]["audio"][:first] = False
         batch["masks"]["image"][first : first + 5 if step else None] = False
         batch["group_id"][first] = batch["group_id"][0]  # a positive of another rank
-        made.append(batch)
+        made.append(in_float64(batch))
     return made
+
+
+def in_float64(batch: dict[str, Any]) -> dict[str, Any]:
+    return {**batch, "inputs": {name: x.double() for name, x in batch["inputs"].items()}}
 
 
 def part(batch: dict[str, Any], rank: int) -> dict[str, Any]:
@@ -61,9 +66,9 @@ def part(batch: dict[str, Any], rank: int) -> dict[str, Any]:
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:
-    """A copy in float64, of all ranks if it is split over them."""
+    """A copy in float64 on the CPU, of all ranks if it is split over them."""
     full = getattr(parameter, "full_tensor", lambda: parameter)
-    return full().detach().double().clone()
+    return full().detach().cpu().double().clone()
 
 
 class Parts(Data):
@@ -80,7 +85,7 @@ class Parts(Data):
         return DataLoader([{**p, "positions": positions} for p in parts], batch_size=None)
 
     def train_batches(self):
-        return iter([make_batch(64, shared=0.8, frozen=self.frozen)])
+        return iter([in_float64(make_batch(64, shared=0.8, frozen=self.frozen))])
 
 
 class Record(Callback):
@@ -91,7 +96,7 @@ class Record(Callback):
         self.drawn: list[list[str]] = []
         self.own_draws: list[float] = []
         self.losses: list[float] = []
-        self.weights: list[dict[str, torch.Tensor]] = []  # in float64, after each step
+        self.weights: list[dict[str, torch.Tensor]] = []  # after each step
 
     def on_fit_start(self, trainer, pl_module) -> None:
         draw = pl_module._draw
@@ -120,7 +125,7 @@ class Record(Callback):
         torch.save(record, self.path / f"{self.case}-{trainer.global_rank}.pt")
 
 
-def run(folder: Path, case: str, ranks: int) -> None:
+def run(folder: Path, case: str, ranks: int, device: str) -> None:
     """Trains one case."""
     seed_everything(7, verbose=False)
     batches = whole_batches()
@@ -139,12 +144,12 @@ def run(folder: Path, case: str, ranks: int) -> None:
         align=align,
         pairing=PAIRINGS.get(case),
         optimizer=AdamWithCosine(num_warmup=1),
-    )
+    ).double()
     if case == "unseeded":  # without seed_everything every rank starts at a seed of its own
         task.setup = lambda stage: torch.manual_seed(50 + task.global_rank)
     else:
         task.step_seed.seed = 7
-    kind = "ddp_fork" if case == "waits" else "ddp_fork_find_unused_parameters_true"
+    kind = "ddp" if case == "waits" else "ddp_find_unused_parameters_true"
     options = {"devices": ranks, "strategy": kind} if ranks > 1 else {"devices": 1}
     trainer = make_trainer(
         folder,
@@ -152,22 +157,30 @@ def run(folder: Path, case: str, ranks: int) -> None:
         max_epochs=1,
         limit_val_batches=0,
         use_distributed_sampler=False,
+        accelerator=device,
         **options,
     )
     trainer.fit(task, datamodule=Parts(batches, ranks, frozen))
 
 
-def main(folder: Path) -> None:
+def local_rank() -> int:
+    """Keeps what ranks say on this machine; the rank of this process."""
     torch.set_num_threads(1)
-    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def main(folder: Path, device: str) -> None:
+    if local_rank() == 0:  # before there are two: a process group lasts as long as its process
+        for case in ("one", "patterns"):
+            run(folder, case, 1, device)
     for case in ("two", "ring", "parts", "alone", "bad", "aligned", "unseeded", "waits"):
         try:
-            run(folder, case, ranks=2)
+            run(folder, case, 2, device)
         except Exception as error:
             (folder / f"{case}.txt").write_text(str(error))
-    for case in ("one", "patterns"):
-        run(folder, case, ranks=1)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

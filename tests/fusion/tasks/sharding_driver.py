@@ -1,8 +1,8 @@
-"""The contrastive task with its weights split over two gloo ranks, and on one process.
+"""The contrastive task with its weights split over two ranks, and on one process.
 
-`python -m tests.fusion.tasks.sharding_driver FOLDER`, which Lightning starts a second time for the
-second rank, leaves FOLDER/CASE-RANK.pt, or what went wrong in FOLDER/CASE.txt;
-`test_sharding.py` judges.
+`python -m tests.fusion.tasks.sharding_driver FOLDER DEVICE`, which Lightning starts a second time
+for the second rank, leaves FOLDER/CASE-RANK.pt, or what went wrong in FOLDER/CASE.txt;
+`test_sharding.py` judges. DEVICE is cpu (gloo) or gpu (NCCL).
 """
 
 import os
@@ -19,7 +19,14 @@ from fusion.losses import InfoNCE
 from fusion.optimization import AdamWithCosine
 from fusion.tasks import contrastive
 from fusion.tasks.pairing import Pairing
-from tests.fusion.tasks.ranks_driver import DIRECTIONS, Parts, Record, whole, whole_batches
+from tests.fusion.tasks.ranks_driver import (
+    DIRECTIONS,
+    Parts,
+    Record,
+    local_rank,
+    whole,
+    whole_batches,
+)
 from tests.fusion.tasks.toys import make_task, make_trainer
 
 CLIP = 0.05
@@ -68,12 +75,10 @@ def make(folder: Path, case: str):
     return task
 
 
-def run(folder: Path, case: str, ranks: int) -> None:
+def run(folder: Path, case: str, ranks: int, device: str) -> None:
     """Trains one case; "resumed" goes on from the middle of "two"."""
     seed_everything(7, verbose=False)
     batches = whole_batches()
-    for batch in batches:
-        batch["inputs"] = {name: x.double() for name, x in batch["inputs"].items()}
     if case == "resumed":  # the loader starts anew; the last batch is the one that is left
         batches = [batches[-1], *batches[:-1]]
     if case == "bad":
@@ -82,7 +87,7 @@ def run(folder: Path, case: str, ranks: int) -> None:
         data_parallel_size=ranks if case != "columns" else 1,
         tensor_parallel_size=1 if case != "columns" else ranks,
         save_distributed_checkpoint=case == "folder",
-        process_group_backend="gloo",
+        process_group_backend="gloo" if device == "cpu" else "nccl",
     )
     options = {"devices": ranks, "strategy": strategy} if ranks > 1 else {"devices": 1}
     trainer = make_trainer(
@@ -91,6 +96,7 @@ def run(folder: Path, case: str, ranks: int) -> None:
         max_epochs=1,
         limit_val_batches=0,
         use_distributed_sampler=False,
+        accelerator=device,
         gradient_clip_val=CLIP,
         **options,
     )
@@ -102,22 +108,20 @@ def run(folder: Path, case: str, ranks: int) -> None:
     )
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
+def main(folder: Path, device: str) -> None:
+    rank = local_rank()
     if rank == 0:  # before there are two: a process group lasts as long as its process
-        run(folder, "one", ranks=1)
+        run(folder, "one", 1, device)
     for case in CASES:
         average = contrastive.average_gradients
         if case == "apart":  # temperatures of each rank's own
             contrastive.average_gradients = lambda module: None
         try:
-            run(folder, case, ranks=2)
+            run(folder, case, 2, device)
         except Exception as error:
             (folder / f"{case}-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
         contrastive.average_gradients = average
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

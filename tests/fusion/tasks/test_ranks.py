@@ -12,15 +12,13 @@ import torch
 from tests.fusion.tasks.ranks_driver import DIRECTIONS, SIZES, STEPS
 
 ROOT = Path(__file__).parents[3]
-BAR = 1e-5
+BAR = 1e-10
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def drive(folder: Path, device: str):
     """Case to the record of each rank; and what the driver said."""
-    folder = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fusion.tasks.ranks_driver", str(folder)],
+        [sys.executable, "-m", "tests.fusion.tasks.ranks_driver", str(folder), device],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
@@ -33,6 +31,11 @@ def found(tmp_path_factory):
         records[path.stem.split("-")[0]].append(torch.load(path, weights_only=True))
     said = {path.stem: path.read_text() for path in folder.glob("*.txt")}
     return records, said | {"driver": done.stderr}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return drive(tmp_path_factory.mktemp("ranks"), "cpu")
 
 
 def difference(one: dict, other: dict, step: int = -1) -> float:
@@ -53,18 +56,18 @@ def test_two_ranks_train_as_one_process_with_all_samples(found, case, alone):
         assert difference(first, second, step) == 0
         assert difference(first, whole, step) < BAR
         mean = (first["losses"][step] + second["losses"][step]) / 2
-        assert mean == pytest.approx(whole["losses"][step], rel=1e-5)
+        assert mean == pytest.approx(whole["losses"][step], rel=1e-10)
     assert first["logged"] == second["logged"] == pytest.approx(whole["losses"][-1], rel=1e-5)
     moved = (whole["weights"][-1]["loss.log_logit_scale"] - torch.tensor(20.0).log()).abs()
-    assert moved > 100 * BAR
+    assert moved > 1e7 * BAR
 
 
 def test_the_bar_bites(found):
     """Ranks that compare their own rows only end elsewhere."""
     records, _ = found
     assert difference(records["alone"][0], records["alone"][1]) == 0
-    assert difference(records["alone"][0], records["one"][0]) > 10 * BAR
-    assert difference(records["patterns"][0], records["one"][0]) > 10 * BAR
+    assert difference(records["alone"][0], records["one"][0]) > 1e6 * BAR
+    assert difference(records["patterns"][0], records["one"][0]) > 1e6 * BAR
 
 
 def test_ranks_draw_directions_alike_and_all_else_apart(found):

@@ -18,12 +18,10 @@ ROOT = Path(__file__).parents[3]
 BAR = 1e-10
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def drive(folder: Path, device: str):
     """Case to the record of each rank, and what went wrong; and the folder."""
-    folder = tmp_path_factory.mktemp("split")
     subprocess.run(
-        [sys.executable, "-m", "tests.fusion.tasks.sharding_driver", str(folder)],
+        [sys.executable, "-m", "tests.fusion.tasks.sharding_driver", str(folder), device],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
@@ -35,6 +33,11 @@ def found(tmp_path_factory):
         records[path.stem.split("-")[0]].append(torch.load(path, weights_only=True))
     said = {path.stem: path.read_text() for path in folder.glob("*.txt")}
     return records, said, folder
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return drive(tmp_path_factory.mktemp("split"), "cpu")
 
 
 def worst(one: dict, other: dict) -> float:

@@ -22,7 +22,7 @@ class Toy(Encoder):
             self.freeze()
 
     def forward(self, inputs, mask):
-        return EncoderOutput(self.linear(inputs), mask, torch.zeros(*mask.shape, 3))
+        return EncoderOutput(self.linear(inputs), mask, mask.new_zeros(*mask.shape, 3).float())
 
 
 def small_block(dim: int) -> FusionBlock:
@@ -79,6 +79,7 @@ class Losses(Callback):
 
 def make_trainer(tmp_path, *callbacks: Callback, max_epochs: int = 8, **options) -> Trainer:
     quiet = {
+        "accelerator": "cpu",
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
@@ -86,7 +87,6 @@ def make_trainer(tmp_path, *callbacks: Callback, max_epochs: int = 8, **options)
     }
     return Trainer(
         max_epochs=max_epochs,
-        accelerator="cpu",
         callbacks=list(callbacks),
         default_root_dir=tmp_path,
         **(quiet | options),
