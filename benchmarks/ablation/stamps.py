@@ -1,8 +1,9 @@
 """Stamps: pictures and speech find captions never trained on, and noisy pictures do.
 
 The sample data's stamps: a picture through its frozen tower, French speech as 160 ms of log-mel
-frames to a token, no tower at all. Split by caption and recording. In two of the tests noise is
-added to the picture's tokens, of once and twice their own strength, which no training showed.
+frames to a token, no tower at all. Split by caption and recording. In three of the tests there is
+noise that no training showed: on the picture's tokens, of once and twice their own strength, or
+white noise as loud as the speech.
 
 Shapes: B batch, S samples, N tokens, F frames, D width.
 """
@@ -27,7 +28,9 @@ from fusion.alignment import LinearMap
 SHARD = Path(__file__).parents[2] / "datamodules/sample_data/stamps-000000.tar.gz"
 BATCH, STEPS, SECONDS, FRAMES = 32, 150, 4.0, 8  # frames of 20 ms in a token
 HELD_CAPTIONS = 120
-NOISES = {"clean": 0.0, "noise 1": 1.0, "noise 2": 2.0}
+NOISES = {"clean": 0.0, "noise 1": 1.0, "noise 2": 2.0}  # on the picture
+NOISY_SPEECH = "speech at 0 dB"
+TESTS = (*NOISES, NOISY_SPEECH)
 
 
 def task(shard: Path, tokens: Path, steps: int = STEPS) -> Task:
@@ -37,7 +40,8 @@ def task(shard: Path, tokens: Path, steps: int = STEPS) -> Task:
     captions = [sample.caption for sample in samples]
     towers, names = Towers(tokens), sorted(set(captions))
     image = towers.see([s.key for s in samples], lambda index: raw[index]["image"])
-    text, audio = towers.read(names), _sound([sample["audio"] for sample in raw])
+    clips = [sample["audio"] for sample in raw]
+    text, clean, noisy = towers.read(names), _sound(clips), _sound(_with_noise(clips))
     which = torch.tensor([names.index(caption) for caption in captions])
     held = torch.zeros(len(names), dtype=torch.bool)
     held[torch.randperm(len(names), generator=Generator().manual_seed(0))[:HELD_CAPTIONS]] = True
@@ -48,9 +52,10 @@ def task(shard: Path, tokens: Path, steps: int = STEPS) -> Task:
     known = Part(*(column[~held] for column in text))
     space = fit_space(known, {"image": (seen, row[which[trained]])}, THREE.dim)
     image, text = into(image, space.other["image"]), into(text, space.text)
-    audio = into(audio, _principal(audio.values[trained][audio.mask[trained]], THREE.dim))
+    onto = _principal(clean.values[trained][clean.mask[trained]], THREE.dim)
+    clean, noisy = into(clean, onto), into(noisy, onto)
 
-    def batch(index: Tensor, noise: float) -> Batch:
+    def batch(index: Tensor, noise: float, audio: Part = clean) -> Batch:
         empty = nothing(len(index), THREE.dim)
         shown = take(image, index)
         values = torch.randn(shown.values.shape, generator=Generator().manual_seed(1))
@@ -63,6 +68,7 @@ def task(shard: Path, tokens: Path, steps: int = STEPS) -> Task:
 
     test = torch.nonzero(tested).flatten()
     tests = {name: batch(test, noise) for name, noise in NOISES.items()}
+    tests[NOISY_SPEECH] = batch(test, 0.0, noisy)
     return Task(draw, tests, {0: "image", 1: "speech"}, THREE, steps)
 
 
@@ -77,6 +83,15 @@ def shared(samples: Sequence[Sample], tested: Tensor) -> Tensor:
     heard = {sound for sound, is_tested in zip(sounds, tested.tolist(), strict=True) if is_tested}
     pairs = zip(words, sounds, strict=True)
     return torch.tensor([word in named or sound in heard for word, sound in pairs])
+
+
+def _with_noise(clips: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int]]:
+    """White noise of the power of each clip added to it: 0 dB."""
+    noise = Generator().manual_seed(2)
+    return [
+        (clip + clip.square().mean().sqrt() * torch.randn(clip.shape, generator=noise), rate)
+        for clip, rate in clips
+    ]
 
 
 def _sound(clips: list[tuple[Tensor, int]]) -> Part:

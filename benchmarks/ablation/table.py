@@ -97,8 +97,8 @@ SECTIONS: dict[str, Section] = {
         FUSED,
     ),
     "stamps": _retrieval(
-        "Stamps: picture and French speech to captions never trained on, noise on the picture",
-        tuple(stamps.NOISES),
+        "Stamps: picture and French speech to captions never trained on, either noisy",
+        stamps.TESTS,
         ("image alone", "speech alone", "fused", "mean of units"),
     ),
 }
