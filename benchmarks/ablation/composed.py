@@ -176,8 +176,7 @@ def run(fusion: str, seed: int, device: str, data: Emoji, steps: int = STEPS) ->
     }
     for name, (queries, targets) in sets.items():
         found[name] = evaluate(model.eval(), data, queries, targets, device)
-    with torch.no_grad():
-        found["mflop"] = count_flops(model.fusion, [part, text]) / 1e6
+    found["mflop"] = count_flops(model.fusion, [part, text]) / 1e6
     return found
 
 

@@ -1,4 +1,4 @@
-"""Stamps: pictures and speech find captions never trained on, and noisy pictures do.
+"""Stamps: pictures and speech, noisy ones too, find captions never trained on.
 
 The sample data's stamps: a picture through its frozen tower, French speech as 160 ms of log-mel
 frames to a token, no tower at all. Split by caption and recording. In three of the tests there is

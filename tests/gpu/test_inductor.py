@@ -9,20 +9,12 @@ from torch._dynamo.utils import counters
 from benchmarks.measure import milliseconds
 from encoders import TextTransformer, ViT
 from fusion.tasks.compiled import Compiled
-from tests.fusion.tasks.test_compiled import gradients
+from tests.fusion.tasks.test_compiled import _fresh, gradients  # noqa: F401  a fixture
 from tests.gpu.towers import DEVICE, DIM, make_task, make_trainer
 
 NUM_SAMPLES, NUM_IDS = 128, 16
 SAME = 1e-3  # relative Euclidean difference of all gradients, in float32
 REPEATS = 10
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture
